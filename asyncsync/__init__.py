@@ -1,0 +1,93 @@
+"""asyncsync moves the checkpoints of training experiments, whole or not at all.
+
+Names are imported when they are first used: `import asyncsync` is cheap for programs that may
+never sync.
+"""
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .version import __version__
+
+if sys.platform == "win32":
+    raise ImportError("asyncsync runs on Linux (and, in part, macOS); on Windows use WSL")
+
+if TYPE_CHECKING:
+    from .errors import (
+        AccessDeniedError,
+        AsyncSyncError,
+        BusyError,
+        ClashError,
+        ConfigError,
+        ConflictError,
+        DeadlineError,
+        IntegrityError,
+        NoSpaceError,
+        NotCommittedError,
+        NotFoundError,
+        PermanentError,
+        RefusedError,
+        SourceChangedError,
+        TransferError,
+        TransientError,
+    )
+    from .oneshot import commits, delete, latest, restore, sync_down, sync_up, verify
+    from .syncing import (
+        AsyncSyncer,
+        CommandSyncer,
+        Commit,
+        Receipt,
+        StorageSyncer,
+        SyncConfig,
+        VerifyReport,
+    )
+
+__all__ = [
+    "AccessDeniedError",
+    "AsyncSyncError",
+    "AsyncSyncer",
+    "BusyError",
+    "ClashError",
+    "CommandSyncer",
+    "Commit",
+    "ConfigError",
+    "ConflictError",
+    "DeadlineError",
+    "IntegrityError",
+    "NoSpaceError",
+    "NotCommittedError",
+    "NotFoundError",
+    "PermanentError",
+    "Receipt",
+    "RefusedError",
+    "SourceChangedError",
+    "StorageSyncer",
+    "SyncConfig",
+    "TransferError",
+    "TransientError",
+    "VerifyReport",
+    "__version__",
+    "commits",
+    "delete",
+    "latest",
+    "restore",
+    "sync_down",
+    "sync_up",
+    "verify",
+]
+
+_FUNCTIONS = {"commits", "delete", "latest", "restore", "sync_down", "sync_up", "verify"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'asyncsync' has no attribute {name!r}")
+    home = "errors" if name.endswith("Error") else "oneshot" if name in _FUNCTIONS else "syncing"
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

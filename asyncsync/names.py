@@ -1,0 +1,168 @@
+"""Which relative paths a tree may hold, and which names are ours.
+
+A path is a `str` with `/` between components; bytes that are not UTF-8 travel as surrogate
+escapes, the way `os.fsdecode` makes them, so every name of a Linux disk has one spelling here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+
+from .errors import RefusedError, quote
+
+__all__ = [
+    "ATTEMPT",
+    "LOCK",
+    "MANIFEST",
+    "MAX_COMPONENT_BYTES",
+    "MAX_DEPTH",
+    "MAX_PATH_BYTES",
+    "NEXT",
+    "ROOT_MARKER",
+    "check_path",
+    "check_set",
+    "holder_name",
+    "holder_of",
+    "is_commit_file",
+    "is_ours",
+    "new_attempt",
+    "sort_key",
+]
+
+MANIFEST = ".asyncsync.json"
+ATTEMPT = ".asyncsync-attempt.json"
+ROOT_MARKER = ".asyncsync-root.json"
+LOCK = ".asyncsync-lock"
+NEXT = ".asyncsync-next"
+
+MAX_COMPONENT_BYTES = 255
+MAX_PATH_BYTES = 4095
+MAX_DEPTH = 64
+
+_COMMIT_FILES = frozenset(
+    {
+        "commit_success.txt",  # Orbax
+        "_CHECKPOINT_METADATA",  # Orbax
+        ".metadata",  # PyTorch DCP
+        ".snapshot_metadata",  # torchsnapshot
+        "latest",  # DeepSpeed
+        "latest_checkpointed_iteration.txt",  # Megatron
+    }
+)
+
+_RESERVED = ".asyncsync"
+_HOLDER = re.compile(r"\.(?P<name>.*)\.asyncsync-(?P<kind>tmp|trash)-[0-9a-f]{32}", re.DOTALL)
+_INNER = re.compile(r"\.asyncsync-tmp-[0-9a-f]{32}")
+
+
+def new_attempt() -> str:
+    """A name that no other attempt has: 128 random bits in hexadecimal."""
+    return secrets.token_hex(16)
+
+
+def holder_name(name: str, kind: str, attempt: str) -> str:
+    """The hidden sibling in which an attempt keeps what nobody may see yet, or any more.
+
+    `name` may be empty: the holder then lies inside the tree itself. A long name is cut to what
+    a directory entry can hold, and the attempt keeps it unique.
+    """
+    if not name:
+        return f".asyncsync-{kind}-{attempt}"
+    room = MAX_COMPONENT_BYTES - len(f"..asyncsync-{kind}-{attempt}")
+    return f".{os.fsdecode(os.fsencode(name)[:room])}.asyncsync-{kind}-{attempt}"
+
+
+def holder_of(entry: str, name: str) -> str | None:
+    """`tmp` or `trash` when `entry` is a holder of the tree `name` beside it, else None."""
+    match = _HOLDER.fullmatch(entry)
+    if match is None:
+        return None
+    kind = match["kind"]
+    return kind if entry == holder_name(name, kind, entry[-32:]) else None
+
+
+def is_ours(component: str) -> bool:
+    """Whether a name is one that asyncsync itself makes: never part of anybody's tree."""
+    return (
+        component in (MANIFEST, ATTEMPT, ROOT_MARKER, LOCK, NEXT)
+        or _INNER.fullmatch(component) is not None
+        or _HOLDER.fullmatch(component) is not None
+    )
+
+
+def is_commit_file(path: str) -> bool:
+    """Whether a training framework takes this file for the sign that a checkpoint is complete.
+
+    Such files arrive after all others, so that a framework's own reader, which does not know
+    manifests, is as safe as its rule allows.
+    """
+    name = path.rpartition("/")[2]
+    return name in _COMMIT_FILES or name.endswith(".index.json")
+
+
+def sort_key(path: str) -> bytes:
+    """The order of paths everywhere: by bytes."""
+    return os.fsencode(path)
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that is not plain, relative, bounded and free of our own names.
+
+    Raises:
+        RefusedError: and says which rule it breaks.
+    """
+    if reason := _fault(path):
+        raise RefusedError(f"name {quote(path[:200])} refused: {reason}", paths=[path])
+
+
+def _fault(path: str) -> str | None:
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:
+        return "it holds half a surrogate pair, which no file name can"
+    components = raw.split(b"/")
+    if len(raw) > MAX_PATH_BYTES:
+        return f"it is {len(raw)} bytes long; {MAX_PATH_BYTES} is the limit"
+    if len(components) > MAX_DEPTH:
+        return f"it is {len(components)} levels deep; {MAX_DEPTH} is the limit"
+    if b"\0" in raw:
+        return "it holds a NUL byte"
+    return next(filter(None, map(_component_fault, components)), None)
+
+
+def _component_fault(component: bytes) -> str | None:
+    if component in (b"", b".", b".."):
+        return "it must be relative, without empty, '.' or '..' components"
+    if len(component) > MAX_COMPONENT_BYTES:
+        return f"a component is {len(component)} bytes long; {MAX_COMPONENT_BYTES} is the limit"
+    if component.startswith(_RESERVED.encode()):
+        return f"names that begin with {_RESERVED} are reserved; rename it"
+    return None
+
+
+def check_set(files: Sequence[str], directories: Iterable[str]) -> None:
+    """Refuse a set of paths that no disk can hold: a file that is a directory too, or twice.
+
+    Args:
+        files: paths of files.
+        directories: paths of directories that must exist, such as empty ones.
+
+    Raises:
+        RefusedError: and names one of the paths.
+    """
+    known = set(files)
+    if len(known) != len(files):
+        twice = sorted({p for p in files if files.count(p) > 1}, key=sort_key)[0]
+        raise RefusedError(f"name {quote(twice)} refused: it is listed twice", paths=[twice])
+    parents = set(directories)
+    for path in [*files, *directories]:
+        above = path.rpartition("/")[0]
+        while above and above not in parents:
+            parents.add(above)
+            above = above.rpartition("/")[0]
+    if both := known & parents:
+        one = min(both, key=sort_key)
+        raise RefusedError(f"name {quote(one)} refused: it is a file and a directory", paths=[one])

@@ -1,0 +1,103 @@
+"""One-shot functions: each opens a StorageSyncer, uses it and closes it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from .events import Observer, ignore
+from .manifest import Kind
+from .storage import Deleted
+from .syncing import Commit, Path, Receipt, StorageSyncer, VerifyReport
+from .transfer import Links
+
+__all__ = ["commits", "delete", "latest", "restore", "sync_down", "sync_up", "verify"]
+
+
+async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise of its own
+    local_dir: Path,
+    remote_dir: Path,
+    *,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    kind: Kind | None = None,
+    replace: bool = False,
+    links: Links = "refuse",
+    step: int | None = None,
+    observe: Observer = ignore,
+) -> Receipt:
+    """Commit a local directory to a location. See `StorageSyncer.sync_up`."""
+    async with StorageSyncer(observe=observe) as syncer:
+        return await syncer.sync_up(
+            local_dir,
+            remote_dir,
+            exclude=exclude,
+            include=include,
+            kind=kind,
+            replace=replace,
+            links=links,
+            step=step,
+        )
+
+
+async def sync_down(
+    remote_dir: Path,
+    local_dir: Path,
+    *,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    allow_unverified: bool = False,
+    observe: Observer = ignore,
+) -> Receipt:
+    """Fetch a commit, or a part of it, verified. See `StorageSyncer.sync_down`."""
+    async with StorageSyncer(observe=observe) as syncer:
+        return await syncer.sync_down(
+            remote_dir,
+            local_dir,
+            exclude=exclude,
+            include=include,
+            allow_unverified=allow_unverified,
+        )
+
+
+async def restore(
+    remote_dir: Path,
+    local_dir: Path,
+    *,
+    step: int | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    fallback: bool = False,
+    observe: Observer = ignore,
+) -> Receipt:
+    """Fetch the newest commit at or below a location. See `StorageSyncer.restore`."""
+    async with StorageSyncer(observe=observe) as syncer:
+        return await syncer.restore(
+            remote_dir, local_dir, step=step, include=include, exclude=exclude, fallback=fallback
+        )
+
+
+async def delete(
+    remote_dir: Path, *, allow_uncommitted: bool = False, observe: Observer = ignore
+) -> Deleted:
+    """Delete a commit, the manifest first. See `StorageSyncer.delete`."""
+    async with StorageSyncer(observe=observe) as syncer:
+        return await syncer.delete(remote_dir, allow_uncommitted=allow_uncommitted)
+
+
+async def verify(remote_dir: Path, *, observe: Observer = ignore) -> VerifyReport:
+    """Compare every byte of a commit with its manifest. See `StorageSyncer.verify`."""
+    async with StorageSyncer(observe=observe) as syncer:
+        return await syncer.verify(remote_dir)
+
+
+async def latest(remote_dir: Path) -> Commit | None:
+    """The newest commit at or below a location. See `StorageSyncer.latest`."""
+    async with StorageSyncer() as syncer:
+        return await syncer.latest(remote_dir)
+
+
+async def commits(remote_dir: Path) -> AsyncIterator[Commit]:
+    """The commits at and below a location, newest first. See `StorageSyncer.commits`."""
+    async with StorageSyncer() as syncer:
+        async for commit in syncer.commits(remote_dir):
+            yield commit

@@ -1,0 +1,88 @@
+"""Include and exclude patterns: gitignore syntax, relative to the tree, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pathspec import GitIgnoreSpec
+
+from .errors import ConfigError
+
+__all__ = ["TEMPORARY_NAMES", "Selection"]
+
+TEMPORARY_NAMES = (
+    "checkpoint_-00001",
+    "checkpoint_tmp*",
+    "save_to_object*",
+    "/rank_*",
+    ".lazy_checkpoint_marker",
+)
+"""What a trial directory holds while a framework is still writing it (Ray Tune's list)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which paths of a tree take part. Pure; pickles.
+
+    Args:
+        exclude: patterns of what is left out.
+        include: patterns of what takes part; empty means everything. Exclusion wins.
+
+    Raises:
+        ConfigError: a pattern is not valid gitignore syntax.
+    """
+
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    _exclude: GitIgnoreSpec = field(init=False, repr=False, compare=False)
+    _include: GitIgnoreSpec = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exclude", _patterns("exclude", self.exclude))
+        object.__setattr__(self, "include", _patterns("include", self.include))
+        object.__setattr__(self, "_exclude", _compile(self.exclude))
+        object.__setattr__(self, "_include", _compile(self.include))
+
+    def __reduce__(self) -> tuple[type[Selection], tuple[tuple[str, ...], tuple[str, ...]]]:
+        return Selection, (self.exclude, self.include)
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is left out."""
+        return not self.exclude and not self.include
+
+    def takes(self, path: str) -> bool:
+        """Whether the file `path` takes part."""
+        if self.exclude and (self._exclude.match_file(path) or self._inside_excluded(path)):
+            return False
+        return not self.include or self._include.match_file(path)
+
+    def takes_directory(self, path: str) -> bool:
+        """Whether the empty directory `path` takes part."""
+        return self.takes(path + "/")
+
+    def prunes(self, directory: str) -> bool:
+        """Whether nothing below `directory` can take part, so that no one needs to look."""
+        return bool(self.exclude) and self._exclude.match_file(directory + "/")
+
+    def _inside_excluded(self, path: str) -> bool:
+        # As in git, "!pattern" brings nothing back from inside a directory that is excluded;
+        # a walk prunes it, so a lookup has to agree. Without "!" the first match has said so.
+        if not any(pattern.startswith("!") for pattern in self.exclude):
+            return False
+        parts = path.rstrip("/").split("/")
+        return any(self.prunes("/".join(parts[:n])) for n in range(1, len(parts)))
+
+
+def _patterns(kind: str, patterns: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        raise ConfigError(f"{kind} takes a list of patterns, not one string: [{patterns!r}]")
+    return tuple(patterns)
+
+
+def _compile(patterns: tuple[str, ...]) -> GitIgnoreSpec:
+    try:
+        return GitIgnoreSpec.from_lines(patterns)
+    except (ValueError, TypeError) as exc:
+        raise ConfigError(f"not a gitignore pattern: {exc}") from exc

@@ -1,0 +1,250 @@
+"""One tree in a bucket: its keys, its manifest, and requests that several steps share."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from contextlib import aclosing, contextmanager
+from typing import NamedTuple, Protocol, TypeVar
+
+import anyio
+
+from ...concurrency import each_bounded
+from ...digest import CHUNK_BYTES, digest
+from ...errors import IntegrityError, NotFoundError, PreconditionError, RefusedError, quote
+from ...manifest import MAX_MANIFEST_BYTES, FileEntry, Header, Manifest, decode, encode, read_header
+from ...names import MANIFEST, check_path, is_ours
+from ...units import KIB, MIB
+from ..objects import Condition, ObjectInfo, ObjectStore, Upload
+from ..trees import NewFile
+
+__all__ = ["CommittableObjects", "Found", "Place", "each", "of_tree"]
+
+_RANGE_BYTES = 4 * MIB  # of a manifest, read at once
+_HEADER_BYTES = 64 * KIB
+_THREAD_BYTES = 1 * MIB  # manifests above this are encoded and decoded in a thread
+_REQUESTS = 16  # at once, for one step; equip_objects bounds them over all steps
+
+T = TypeVar("T")
+
+
+class CommittableObjects(ObjectStore, Protocol):
+    """An ObjectStore whose unfinished uploads can be found again.
+
+    Without that, an upload whose id got lost (in a crash, with an answer) would stay, and be paid
+    for, without anybody who knows of it.
+    """
+
+    def scan_uploads(self, prefix: str) -> AsyncIterator[Upload]:
+        """Every upload in progress whose key begins with `prefix`."""
+        ...
+
+
+class Found(NamedTuple):
+    """A manifest as it is in the store."""
+
+    manifest: Manifest
+    tag: str
+
+
+async def each(items: Iterable[T], action: Callable[[T], Awaitable[None]]) -> None:
+    """Run `action(item)` for every item, a few at a time; raises the first failure itself."""
+    try:
+        await each_bounded(_REQUESTS, items, action)
+    except ExceptionGroup as group:
+        raise _first(group) from None
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    one = group.exceptions[0]
+    return _first(one) if isinstance(one, ExceptionGroup) else one
+
+
+def of_tree(path: str) -> bool:
+    """Whether a path is somebody's file, not one of asyncsync's own."""
+    return not any(is_ours(component) for component in path.split("/"))
+
+
+class Place:
+    """A tree by name in an object store.
+
+    Attributes:
+        where: the tree, for messages.
+        conditional: conditions work, so that two writers are kept apart.
+    """
+
+    def __init__(self, objects: CommittableObjects, name: str, *, conditional: bool) -> None:
+        self.objects, self.name, self.conditional = objects, name, conditional
+        self.where = quote(name) if name else "the root of the store"
+        self.prefix = f"{name}/" if name else ""
+        self.manifest_key = self.key(MANIFEST)
+
+    def key(self, path: str) -> str:
+        """The key of a path in the tree."""
+        return self.prefix + path
+
+    def condition(self, *, absent: bool = False, tag: str | None = None) -> Condition | None:
+        """A condition, where the store has them."""
+        return Condition(absent=absent, tag=tag) if self.conditional else None
+
+    def check(self, files: Iterable[NewFile]) -> None:
+        """Refuse what the store cannot hold. No I/O.
+
+        Raises:
+            RefusedError: a name that no tree may hold, that is not UTF-8 or makes too long a key,
+                or a file of more parts than an upload may have.
+        """
+        caps = self.objects.capabilities
+        for file in files:
+            check_path(file.path)
+            key = os.fsencode(self.key(file.path))
+            reason = None
+            if not _is_utf8(key):
+                reason = "it is not valid UTF-8, and object stores hold nothing else; rename it"
+            elif len(key) > caps.max_key_bytes:
+                reason = f"its key is {len(key)} bytes long; {caps.max_key_bytes} is the limit"
+            elif file.size_bytes > caps.max_parts * CHUNK_BYTES:
+                reason = f"it is larger than {caps.max_parts} parts of {CHUNK_BYTES} bytes"
+            if reason:
+                raise RefusedError(
+                    f"name {quote(file.path)} refused: {reason}", side="target", paths=[file.path]
+                )
+
+    # -- the manifest
+
+    async def manifest(self) -> Found | None:
+        """The commit that is there, from the store; None when there is no manifest.
+
+        Raises:
+            IntegrityError, FormatError: and names the tree.
+        """
+        while True:
+            try:
+                info = await self.objects.head(self.manifest_key)
+                data = await self._ranges(info)
+            except NotFoundError:
+                return None
+            except PreconditionError:  # replaced between two ranges
+                continue
+            with _naming(self.where):
+                return Found(await _offload(len(data), _decode, data), info.tag)
+
+    async def _ranges(self, info: ObjectInfo) -> bytes:
+        if info.size_bytes > MAX_MANIFEST_BYTES:
+            raise IntegrityError(
+                f"the manifest of {self.where} is refused: it has {info.size_bytes} bytes",
+                side="source",
+            )
+        parts = [
+            await self.objects.get(info.key, start, start + _RANGE_BYTES, tag=info.tag)
+            for start in range(0, max(1, info.size_bytes), _RANGE_BYTES)
+        ]
+        return b"".join(parts)
+
+    async def header(self) -> Header | None:
+        """The header of the manifest that is there, with one request."""
+        try:
+            data = await self.objects.get(self.manifest_key, 0, _HEADER_BYTES)
+        except NotFoundError:
+            return None
+        with _naming(self.where):
+            return read_header(data.partition(b"\n")[0])
+
+    async def put_manifest(self, manifest: Manifest, condition: Condition | None) -> None:
+        """Write the manifest. PreconditionError as for any put."""
+        data = await _offload(len(manifest.entries) * KIB, _encode, manifest)
+        await self.objects.put(self.manifest_key, data, condition=condition)
+
+    # -- the files
+
+    async def scan(self) -> AsyncGenerator[tuple[str, ObjectInfo], None]:
+        """Path and object of everything below the tree, asyncsync's own too."""
+        async for info in self.objects.scan(self.prefix):
+            yield info.key[len(self.prefix) :], info
+
+    async def is_empty(self) -> bool:
+        """Whether no files are there, whoever wrote them."""
+        async with aclosing(self.scan()) as found:
+            async for path, _ in found:
+                if of_tree(path):
+                    return False
+        return True
+
+    async def head(self, path: str) -> ObjectInfo | None:
+        """The object of a path; None when there is none."""
+        try:
+            return await self.objects.head(self.key(path))
+        except NotFoundError:
+            return None
+
+    async def delete(self, paths: Iterable[str]) -> None:
+        """Delete the objects of `paths`; those that are gone already are no error."""
+        await each(sorted(paths), lambda path: self.objects.delete(self.key(path)))
+
+    async def abort_uploads(self, ours: Callable[[str], bool]) -> None:
+        """Abort the unfinished uploads of the paths for which `ours` holds."""
+        found = [u async for u in self.objects.scan_uploads(self.prefix)]
+        mine = [u for u in found if ours(u.key[len(self.prefix) :])]
+        await each(mine, self.objects.abort_upload)
+
+    async def differing(self, entries: Sequence[FileEntry]) -> list[str]:
+        """The paths whose stored bytes are not what their entry says. Reads all of them."""
+        wrong: list[str] = []
+
+        async def compare(entry: FileEntry) -> None:
+            if not await self._holds(entry):
+                wrong.append(entry.path)
+
+        await each(entries, compare)
+        return sorted(wrong)
+
+    async def _holds(self, entry: FileEntry) -> bool:
+        info = await self.head(entry.path)
+        if info is None or info.size_bytes != entry.size_bytes:
+            return False
+        for number, start in enumerate(range(0, max(1, entry.size_bytes), CHUNK_BYTES)):
+            data = await self.objects.get(info.key, start, start + CHUNK_BYTES)
+            if await _offload(len(data), digest, data) != entry.chunk_digest(number):
+                return False
+        return True
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Say of which tree a manifest is damaged."""
+    try:
+        yield
+    except IntegrityError as exc:
+        raise type(exc)(f"{where}: {exc}", side="source") from exc
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _decode(data: bytes) -> Manifest:
+    return decode(io.BytesIO(data))
+
+
+def _encode(manifest: Manifest) -> bytes:
+    return b"".join(encode(manifest))
+
+
+async def _offload(size_bytes: int, function: Callable[..., T], *args: object) -> T:
+    """Call `function` in a thread when it has much to do, else here."""
+    if size_bytes < _THREAD_BYTES:
+        return function(*args)
+    return await anyio.to_thread.run_sync(function, *args)

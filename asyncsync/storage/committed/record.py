@@ -1,0 +1,273 @@
+"""The attempt record: who writes or deletes a tree, and which of its objects are theirs.
+
+It lies beside the manifest while an attempt is in progress. Whoever finds one left behind learns
+from it which objects may be overwritten or deleted; everything else there is somebody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Literal, NamedTuple
+
+import anyio
+import msgspec
+
+from ...clock import Clock
+from ...errors import BusyError, FormatError, NotFoundError, PreconditionError, TransientError
+from ...names import ATTEMPT
+from .place import Place
+
+__all__ = ["TTL_S", "Lease", "Record", "Sightings", "let_go", "read_record"]
+
+TTL_S = 60.0
+"""A record that we saw unchanged for so long, on our own monotonic clock, is abandoned."""
+
+_VERSION = 1
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, rename={"version": "asyncsync_attempt"}):
+    """What an attempt says of itself. Every rewrite has another `beat`, so no two are equal.
+
+    Attributes:
+        kind: what is going on.
+        attempt, writer: as in the intent; writer is empty for a delete.
+        replaces: identity of the commit whose manifest it is about to delete or replace.
+        paths: objects that asyncsync wrote or is about to write or delete: ours, whatever happens.
+            The files of the replaced commit are added before the first of them is touched.
+        overwritten: files of the replaced commit that may hold other bytes than it says.
+        released: the attempt has ended without finishing; anybody may take over at once.
+    """
+
+    version: int = _VERSION
+    kind: Literal["write", "delete"]
+    attempt: str
+    writer: str = ""
+    replaces: str | None = None
+    paths: frozenset[str] = frozenset()
+    overwritten: frozenset[str] = frozenset()
+    released: bool = False
+    beat: int = 0
+
+
+class _Held(NamedTuple):
+    record: Record
+    tag: str
+
+
+_encode = msgspec.json.encode
+_decode = msgspec.json.Decoder(Record).decode
+
+
+async def read_record(place: Place) -> _Held | None:
+    """The record of a tree and its tag; None when nobody is at work.
+
+    Raises:
+        FormatError: a release that is not this one wrote it, or it is damaged.
+    """
+    key = place.key(ATTEMPT)
+    while True:
+        try:
+            info = await place.objects.head(key)
+            data = await place.objects.get(key, tag=info.tag)
+        except NotFoundError:
+            return None
+        except PreconditionError:  # renewed between the two requests
+            continue
+        return _Held(_read(data, place), info.tag)
+
+
+def _read(data: bytes, place: Place) -> Record:
+    try:
+        record = _decode(data)
+    except msgspec.MsgspecError as exc:
+        raise _unreadable(place) from exc
+    if record.version != _VERSION:
+        raise _unreadable(place)
+    return record
+
+
+def _unreadable(place: Place) -> FormatError:
+    return FormatError(
+        f"{place.where}: its {ATTEMPT} is damaged or of another release; finish that sync with the "
+        "release that began it, or look at the object and delete it",
+        side="target",
+    )
+
+
+class Sightings:
+    """Since when each record has been seen unchanged: tells an abandoned attempt from a slow one.
+
+    Pure but for the clock, which is this machine's own: no two clocks are ever compared.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: dict[str, tuple[str, float]] = {}
+
+    def left_s(self, tree: str, tag: str) -> float:
+        """Seconds until the record `tag` of `tree` counts as abandoned; at most 0: now."""
+        now = self._clock.monotonic()
+        if self._seen.get(tree, ("", 0.0))[0] != tag:
+            self._seen[tree] = (tag, now)
+        return self._seen[tree][1] + TTL_S - now
+
+    def forget(self, tree: str) -> None:
+        """Nobody is waiting for this tree any more."""
+        self._seen.pop(tree, None)
+
+
+class Lease:
+    """The record of a tree while it is ours.
+
+    Attributes:
+        record: as it was last written.
+        inherited: the record that was taken over, if one was left behind.
+    """
+
+    def __init__(self, place: Place, clock: Clock, held: _Held, inherited: Record | None) -> None:
+        self._place, self._clock = place, clock
+        self.record, self._tag = held
+        self.inherited = inherited
+        self._written_at = clock.monotonic()
+        self._turn = anyio.Lock()
+
+    @classmethod
+    async def take(cls, place: Place, wanted: Record, clock: Clock, seen: Sightings) -> Lease:
+        """Announce an attempt; what an abandoned one recorded as ours stays recorded.
+
+        Raises:
+            BusyError: another attempt is at work; when it will count as abandoned.
+        """
+        there = await read_record(place)
+        if there is None:
+            tag = await _write(place, wanted, None)
+            return cls(place, clock, _Held(wanted, tag), None)
+        _check_free(place, there, wanted, seen)
+        seen.forget(place.name)
+        merged = _change(
+            wanted,
+            paths=wanted.paths | there.record.paths,
+            overwritten=wanted.overwritten | there.record.overwritten,
+            beat=there.record.beat + 1,
+        )
+        tag = await _write(place, merged, there.tag)
+        return cls(place, clock, _Held(merged, tag), there.record)
+
+    async def update(
+        self,
+        *,
+        replaces: str | None = None,
+        paths: Iterable[str] | None = None,
+        overwritten: Iterable[str] | None = None,
+        released: bool = False,
+    ) -> None:
+        """Rewrite the record; None leaves a field as it is.
+
+        This is the fence as well: it fails when somebody else has taken over.
+
+        Raises:
+            BusyError: the record is another's by now; nothing was written.
+        """
+        async with self._turn:
+            old = self.record
+            record = _change(
+                old,
+                replaces=replaces or old.replaces,
+                paths=old.paths if paths is None else frozenset(paths),
+                overwritten=old.overwritten if overwritten is None else frozenset(overwritten),
+                released=released,
+                beat=old.beat + 1,
+            )
+            self._tag = await _write(self._place, record, self._tag)
+            self.record = record
+            self._written_at = self._clock.monotonic()
+
+    async def keep_alive(self) -> None:
+        """Show life when it is time to: somebody may be watching. BusyError as `update`."""
+        now = self._clock.monotonic()
+        if now - self._written_at > TTL_S / 3:
+            self._written_at = now  # once is enough, however many blocks are on their way
+            await self.update()
+
+    async def check(self) -> None:
+        """BusyError if somebody else has taken over."""
+        with suppress(NotFoundError):
+            info = await self._place.objects.head(self._place.key(ATTEMPT))
+            if info.tag == self._tag:
+                return
+        there = await read_record(self._place)
+        if there is None or there.record.attempt != self.record.attempt:
+            raise _taken_over(self._place)
+
+    async def drop(self) -> None:
+        """Remove the record: the attempt is finished. Another's record stays."""
+        try:
+            await _delete(self._place, self._tag)
+        except PreconditionError:
+            # Somebody has taken over; or it is ours, by a write that was given up for lost.
+            there = await read_record(self._place)
+            if there is not None and there.record.attempt == self.record.attempt:
+                await _delete(self._place, there.tag)
+
+
+def _check_free(place: Place, there: _Held, wanted: Record, seen: Sightings) -> None:
+    record = there.record
+    if record.attempt == wanted.attempt or record.released:
+        return
+    if record.writer and record.writer == wanted.writer:
+        return  # one writer runs one sync of a target at a time: this is its own crash
+    left_s = seen.left_s(place.name, there.tag)
+    if left_s > 0:
+        doing = "deleting" if record.kind == "delete" else "writing"
+        raise BusyError(
+            f"another sync is {doing} {place.where}; if it has died, try again in {left_s:.0f} s",
+            side="target",
+            retry_after_s=left_s,
+        )
+
+
+def _change(record: Record, **fields: object) -> Record:
+    return msgspec.structs.replace(record, **fields)
+
+
+async def _write(place: Place, record: Record, tag: str | None) -> str:
+    """Put the record over the one with `tag` (None: where none is) and return its tag."""
+    try:
+        return await _put(place, record, tag)
+    except (PreconditionError, TransientError) as exc:
+        there = await read_record(place)
+        if there is not None and there.record == record:
+            return there.tag  # done: only the answer was lost
+        if isinstance(exc, TransientError):
+            raise
+        if there is None or there.record.attempt != record.attempt:
+            raise _taken_over(place) from exc
+    # An earlier write of ours, given up for lost, had arrived after all.
+    return await _put(place, record, there.tag)
+
+
+async def _put(place: Place, record: Record, tag: str | None) -> str:
+    condition = place.condition(absent=tag is None, tag=tag)
+    data = _encode(record, order="sorted")
+    return (await place.objects.put(place.key(ATTEMPT), data, condition=condition)).tag
+
+
+def _taken_over(place: Place) -> BusyError:
+    return BusyError(f"another sync has begun to write {place.where}; try again", side="target")
+
+
+async def let_go(place: Place, attempt: str) -> None:
+    """Give up a record that was perhaps written, when it is not known whether it was."""
+    there = await read_record(place)
+    if there is None or there.record.attempt != attempt:
+        return
+    if there.record.paths or there.record.overwritten:
+        free = _change(there.record, released=True, beat=there.record.beat + 1)
+        await _write(place, free, there.tag)
+    else:
+        await _delete(place, there.tag)
+
+
+async def _delete(place: Place, tag: str) -> None:
+    await place.objects.delete(place.key(ATTEMPT), tag=tag if place.conditional else None)

@@ -1,0 +1,335 @@
+"""CommittedTrees: the TreeStore over any ObjectStore."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager, suppress
+
+from ...clock import Clock
+from ...concurrency import quietly
+from ...errors import (
+    AsyncSyncError,
+    BusyError,
+    NotCommittedError,
+    NotFoundError,
+    PreconditionError,
+)
+from ...manifest import Header, Manifest
+from ...names import ATTEMPT, MANIFEST, ROOT_MARKER, holder_name, new_attempt
+from ..objects import Condition
+from ..trees import Deleted, Durability, Intent, NewFile, TreeCapabilities, TreeReader, TreeWriter
+from .place import CommittableObjects, Found, Place, of_tree
+from .reader import CommittedReader
+from .record import Lease, Record, Sightings, let_go, read_record
+from .writer import CommittedWriter, conflict
+
+__all__ = ["CommittedTrees"]
+
+
+class CommittedTrees:
+    """Trees in an object store: data under the names of the source, the manifest last.
+
+    Two writers of one tree are kept apart by conditional writes. Where the store has none (it says
+    so, or `probe` finds out), one writer at a time is right and two are not noticed.
+
+    See TreeStore for what every method promises.
+
+    Args:
+        objects: where the bytes live; closed with this.
+        clock: decides when an attempt that shows no life is abandoned.
+        durability: what a write acknowledged by `objects` survives.
+    """
+
+    def __init__(
+        self, objects: CommittableObjects, *, clock: Clock, durability: Durability = "memory"
+    ) -> None:
+        self._objects, self._clock, self._durability = objects, clock, durability
+        self._conditional = objects.capabilities.create_only and objects.capabilities.if_match
+        self._seen = Sightings(clock)
+
+    async def read_manifest(self, tree: str) -> Manifest:
+        place = self._place(tree)
+        found = await place.manifest()
+        if found is None:
+            raise await _absent(place)
+        return found.manifest
+
+    async def read_header(self, tree: str) -> Header:
+        place = self._place(tree)
+        header = await place.header()
+        if header is None:
+            raise await _absent(place)
+        return header
+
+    async def find(self, tree: str) -> AsyncIterator[str]:
+        place = self._place(tree)
+        async with aclosing(place.scan()) as found:
+            async for path, _ in found:
+                # A listing may lag behind: only a manifest that can be read is a commit.
+                if path.rpartition("/")[2] == MANIFEST and await place.head(path) is not None:
+                    yield place.key(path).removesuffix(MANIFEST).rstrip("/")
+
+    async def list_files(self, tree: str) -> list[NewFile]:
+        place = self._place(tree)
+        async with aclosing(_visible(place)) as found:
+            files = [file async for file in found]
+        if not files:
+            raise NotFoundError(f"no files at {place.where}")
+        return files
+
+    @asynccontextmanager
+    async def open(self, tree: str, manifest: Manifest | None) -> AsyncIterator[TreeReader]:
+        del manifest  # files are found by name
+        yield CommittedReader(self._place(tree))
+
+    @asynccontextmanager
+    async def begin(self, tree: str, intent: Intent) -> AsyncIterator[TreeWriter]:
+        place = self._place(tree)
+        place.check(intent.files)
+        writer = await self._enter(place, intent)
+        try:
+            await writer.announce(intent.files)
+            yield writer
+        finally:
+            if not writer.finished:
+                await quietly(writer.leave)
+
+    async def delete(
+        self, tree: str, *, expect: str | None = None, uncommitted: bool = False
+    ) -> Deleted:
+        place = self._place(tree)
+        if await place.header() is None and await read_record(place) is None and not uncommitted:
+            raise await _absent(place)
+        record = Record(kind="delete", attempt=new_attempt())
+        async with _announced(place, record.attempt):
+            lease = await Lease.take(place, record, self._clock, self._seen)
+            return await _delete(place, lease, expect, uncommitted=uncommitted)
+
+    async def confirm(self, tree: str) -> Durability:
+        await self.read_header(tree)
+        return self._durability
+
+    async def mark_root(self, tree: str, marker: bytes) -> bytes:
+        key = self._place(tree).key(ROOT_MARKER)
+        try:
+            return await self._objects.get(key)
+        except NotFoundError:
+            pass
+        try:
+            await self._objects.put(key, marker, condition=self._place(tree).condition(absent=True))
+        except PreconditionError:  # somebody was faster, or our own answer got lost
+            return await self._objects.get(key)
+        return marker
+
+    async def probe(self, tree: str) -> TreeCapabilities:
+        place = self._place(tree)
+        held = await read_record(place)
+        if held is not None and held.record.kind == "delete" and await place.header() is None:
+            with suppress(BusyError, NotFoundError):  # somebody is finishing it, or has
+                await self.delete(tree)
+        self._conditional = self._conditional and await self._conditions_work(place)
+        notes = ["names that are not UTF-8 are refused"]
+        if not self._conditional:
+            notes.append(
+                "conditional writes do not work: two writers of one tree are not kept apart, "
+                "let only one write at a time"
+            )
+        return TreeCapabilities(
+            durability=self._durability,
+            exclusive=self._conditional,
+            raw_names=False,
+            notes=tuple(notes),
+        )
+
+    async def aclose(self) -> None:
+        await self._objects.aclose()
+
+    # -- helpers
+
+    def _place(self, tree: str) -> Place:
+        return Place(self._objects, tree, conditional=self._conditional)
+
+    async def _enter(self, place: Place, intent: Intent) -> CommittedWriter:
+        record = Record(kind="write", attempt=intent.attempt, writer=intent.writer)
+        async with _announced(place, intent.attempt):
+            lease = await Lease.take(place, record, self._clock, self._seen)
+            old = await place.manifest()
+            await _recover(place, lease, old)
+            _check_expected(place, lease, old, intent.expect)
+            return CommittedWriter(
+                place,
+                lease,
+                intent,
+                old=old,
+                fresh=old is None and lease.inherited is None and await place.is_empty(),
+                durability=self._durability,
+            )
+
+    async def _conditions_work(self, place: Place) -> bool:
+        """Whether the store refuses what it must; some accept conditions and ignore them."""
+        key = place.key(holder_name("", "tmp", new_attempt()))
+        objects, absent = self._objects, Condition(absent=True)
+        try:
+            first = await objects.put(key, b"1", condition=absent)
+            await objects.put(key, b"2", condition=Condition(tag=first.tag))
+            return await _refused(lambda: objects.put(key, b"3", condition=absent)) and (
+                await _refused(lambda: objects.put(key, b"3", condition=Condition(tag=first.tag)))
+            )
+        finally:
+            await quietly(lambda: objects.delete(key))
+
+
+@asynccontextmanager
+async def _announced(place: Place, attempt: str) -> AsyncIterator[None]:
+    """Give the record up when the block fails, written or not."""
+    try:
+        yield
+    except BaseException:
+        await quietly(lambda: let_go(place, attempt))
+        raise
+
+
+async def _refused(put: Callable[[], Awaitable[object]]) -> bool:
+    try:
+        await put()
+    except PreconditionError:
+        return True
+    return False
+
+
+async def _recover(place: Place, lease: Lease, old: Found | None) -> None:
+    """Settle what the attempt that was taken over leaves open.
+
+    A delete whose manifest is still there has deleted nothing, and is forgotten; else it is
+    finished. What a committed attempt overwrote is as its manifest says.
+    """
+    left = lease.inherited
+    if left is None:
+        return
+    if left.kind == "delete":
+        if old is None:
+            await _remove(place, left.paths)
+        lease.inherited = None
+        await lease.update(paths=(), overwritten=())
+    elif old is not None and old.manifest.header.attempt == left.attempt:
+        await lease.update(overwritten=())
+
+
+def _check_expected(place: Place, lease: Lease, old: Found | None, expect: str | None) -> None:
+    """ConflictError unless the commit that is there is the one expected.
+
+    The expected one may have been deleted by an attempt to replace it that crashed.
+    """
+    there = old.manifest.identity if old else None
+    left = lease.inherited
+    was_replacing = old is None and left is not None and left.replaces == expect
+    if there != expect and not was_replacing:
+        raise conflict(place, old)
+
+
+# ---------------------------------------------------------------- looking
+
+
+async def _visible(place: Place) -> AsyncGenerator[NewFile, None]:
+    """Every file that is there, but for those of an attempt that is not committed."""
+    held = await read_record(place)
+    hidden = held.record.paths if held is not None else frozenset()
+    if hidden:
+        found = await place.manifest()
+        hidden -= found.manifest.files.keys() if found is not None else frozenset()
+    async with aclosing(place.scan()) as objects:
+        async for path, info in objects:
+            if of_tree(path) and path not in hidden:
+                mtime_ns = int(info.modified_at * 1e9)
+                yield NewFile(path, info.size_bytes, mtime_ns=mtime_ns)
+
+
+async def _absent(place: Place) -> AsyncSyncError:
+    """The error for a tree without a manifest."""
+    async with aclosing(_visible(place)) as found:
+        async for file in found:
+            del file
+            return NotCommittedError(
+                f"{place.where} is not a commit: there are files, but no manifest"
+            )
+    return NotFoundError(f"nothing at {place.where}, or it is being replaced; check the spelling")
+
+
+# ---------------------------------------------------------------- deleting
+
+
+async def _delete(place: Place, lease: Lease, expect: str | None, *, uncommitted: bool) -> Deleted:
+    old = await place.manifest()
+    swept = await _sweep(place, lease, old)
+    if expect is not None and (old is None or old.manifest.identity != expect):
+        raise conflict(place, old)
+    if old is None and not uncommitted:
+        if not swept:
+            raise await _absent(place)
+        return await _finished(place, lease, swept)
+    paths = await _everything(place) if old is None else await _listed(place, old.manifest)
+    if not paths and not swept and old is None:
+        raise await _absent(place)
+    await lease.update(replaces=old.manifest.identity if old else None, paths=paths)
+    if old is not None:
+        await _delete_manifest(place, old)
+    await _remove(place, paths)
+    return await _finished(place, lease, swept | paths)
+
+
+async def _sweep(place: Place, lease: Lease, old: Found | None) -> frozenset[str]:
+    """Delete what an abandoned attempt left; its paths."""
+    left = lease.inherited
+    if left is None or (left.kind == "delete" and old is not None):
+        return frozenset()
+    ours = left.paths - (old.manifest.files.keys() if old else frozenset())
+    await place.abort_uploads(lambda path: path in left.paths)
+    await _remove(place, ours)
+    await lease.update(paths=())
+    return ours
+
+
+async def _delete_manifest(place: Place, old: Found) -> None:
+    tag = old.tag if place.conditional else None
+    try:
+        await place.objects.delete(place.manifest_key, tag=tag)
+    except PreconditionError:
+        raise conflict(place, await place.manifest()) from None
+
+
+async def _remove(place: Place, paths: Iterable[str]) -> None:
+    """Delete objects: the manifests of commits inside and records of attempts before the data."""
+    paths = frozenset(paths)
+    marks = {path for path in paths if path.rpartition("/")[2] in (MANIFEST, ATTEMPT)}
+    await place.delete(marks)
+    await place.delete(paths - marks)
+
+
+async def _finished(place: Place, lease: Lease, removed: frozenset[str]) -> Deleted:
+    kept = [path async for path, _ in place.scan() if of_tree(path)]
+    await lease.drop()
+    return Deleted(sum(map(of_tree, removed)), tuple(kept))
+
+
+async def _listed(place: Place, manifest: Manifest) -> frozenset[str]:
+    """What a commit consists of, with the commits inside it. IntegrityError if one is damaged."""
+    paths = set(manifest.files)
+    inside = [p async for p, _ in place.scan() if "/" in p and p.rpartition("/")[2] == MANIFEST]
+    for path in inside:
+        below = path.removesuffix(MANIFEST)
+        nested = Place(place.objects, place.key(below).rstrip("/"), conditional=place.conditional)
+        found = await nested.manifest()
+        if found is not None:
+            paths |= {path, *(below + name for name in found.manifest.files)}
+    return frozenset(paths)
+
+
+async def _everything(place: Place) -> frozenset[str]:
+    """Every file that is there, and the marks of commits and attempts inside."""
+    return frozenset(
+        [
+            path
+            async for path, _ in place.scan()
+            if of_tree(path) or ("/" in path and path.rpartition("/")[2] in (MANIFEST, ATTEMPT))
+        ]
+    )

@@ -1,0 +1,435 @@
+"""One attempt to write a tree into an object store: data first, the manifest last.
+
+A new tree is written straight to its keys: without a manifest nobody reads it. Where a commit is
+replaced, every file waits in an upload of its own, invisible, until `commit` completes them. So
+leaving an attempt costs the old commit nothing, and between the first and the last completion lie
+a few small requests rather than the whole transfer. A store has no atomic step over several keys,
+and this is what readers meet in that window:
+
+- a whole tree (not in place): the old manifest is deleted before the first completion, so they
+  see no commit; then the new one;
+- in place: the old manifest stays until the new one replaces it. A file that is already the new
+  version has another digest than the manifest says: it is never taken for the old one, the reader
+  asks for the manifest again. What only the old version lists is deleted after the new manifest is
+  there, so that nothing is missing that a manifest promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Sequence
+from itertools import groupby
+
+import anyio
+
+from ...digest import CHUNK_BYTES
+from ...errors import (
+    AsyncSyncError,
+    ClashError,
+    ConflictError,
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    TransientError,
+    quote,
+    quote_some,
+)
+from ...manifest import Manifest
+from ..objects import Condition, Data, ObjectInfo, Part, Upload
+from ..trees import Block, Durability, Intent, NewFile
+from .place import Found, Place, each
+from .record import Lease
+
+__all__ = ["CommittedWriter", "conflict"]
+
+
+class _File:
+    """A file of which something was written.
+
+    Attributes:
+        wave: files of one wave were written at the same time; waves are published in order.
+        sizes: of the parts that have arrived, by their number.
+    """
+
+    def __init__(self, new: NewFile, wave: int) -> None:
+        self.new, self.wave = new, wave
+        self.sizes: dict[int, int] = {}
+        self.parts: dict[int, Part] = {}
+        self.upload: Upload | None = None
+        self.turn = anyio.Lock()
+        self.published = False
+
+    @property
+    def whole(self) -> bool:
+        return sum(self.sizes.values()) == self.new.size_bytes and bool(self.sizes)
+
+
+class CommittedWriter:
+    """See TreeWriter for what every method promises.
+
+    Args:
+        lease: the attempt record, held.
+        old: the commit that is replaced.
+        fresh: nothing was there when the attempt began, so no name needs to be looked up.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        lease: Lease,
+        intent: Intent,
+        *,
+        old: Found | None,
+        fresh: bool,
+        durability: Durability,
+    ) -> None:
+        self._place, self._lease, self._intent = place, lease, intent
+        self._old, self._fresh, self._durability = old, fresh, durability
+        self._old_paths = frozenset(old.manifest.files) if old else frozenset()
+        self._leftover = lease.record.paths - self._old_paths
+        self._claimed = set(self._leftover)
+        self._foreign: set[str] = set()
+        self._sent: set[str] = set()
+        self._files: dict[str, _File] = {}
+        self._wanted: set[str] = set()
+        self._claiming = anyio.Lock()
+        self._doubtful: set[str] = set()
+        self._busy = self._wave = 0
+        self._publishing: Manifest | None = None
+        self._unlisted = self._visible = self._uploaded = self.finished = False
+
+    # -- writing
+
+    async def write(self, file: NewFile, offset: int, block: Block) -> None:
+        await self._during(self._write(file, offset, block.data))
+
+    async def write_many(self, files: Sequence[tuple[NewFile, bytes]]) -> None:
+        async def store(item: tuple[NewFile, bytes]) -> None:
+            await self._write(item[0], 0, item[1])
+
+        async def store_all() -> None:
+            await self._claim([file.path for file, _ in files])
+            await each(files, store)
+
+        await self._during(store_all())
+
+    async def discard(self, path: str) -> None:
+        file = self._files.pop(path, None)
+        if file is not None and file.upload is not None:
+            await self._place.objects.abort_upload(file.upload)
+
+    async def announce(self, files: Iterable[NewFile]) -> None:
+        """Claim at once what is going to be written."""
+        await self._claim([file.path for file in files])
+
+    async def _during(self, work: Awaitable[None]) -> None:
+        """Whatever begins while nothing else is under way begins a new wave."""
+        if not self._busy:
+            self._wave += 1
+        self._busy += 1
+        try:
+            await work
+        finally:
+            self._busy -= 1
+
+    async def _write(self, file: NewFile, offset: int, data: Data) -> None:
+        self._place.check([file])
+        await self._lease.keep_alive()
+        await self._claim([file.path])
+        state = self._files.setdefault(file.path, _File(file, self._wave))
+        number = offset // CHUNK_BYTES + 1
+        if file.path in self._foreign:
+            await self._compare(file, offset, data)
+        elif self._old is None and file.size_bytes <= CHUNK_BYTES:
+            await self._put(file.path, data)
+            state.published = True
+        elif file.size_bytes:
+            state.parts[number] = await self._part(state, number, data)
+        state.sizes[number] = len(data)
+        if self._old is None and state.whole:
+            await self._publish_file(state)
+
+    async def _part(self, state: _File, number: int, data: Data) -> Part:
+        objects = self._place.objects
+        async with state.turn:
+            if state.upload is None:
+                self._uploaded = True
+                state.upload = await objects.create_upload(self._place.key(state.new.path))
+        return await objects.put_part(state.upload, number, data)
+
+    async def _compare(self, file: NewFile, offset: int, data: Data) -> None:
+        """A file that is not ours has the name: it may stay when it holds the very same bytes."""
+        end = offset + len(data)
+        # One byte more than listed shows an object that is longer.
+        end += end == file.size_bytes
+        if await self._place.objects.get(self._place.key(file.path), offset, end) != data:
+            raise self._clash(file.path)
+
+    def _clash(self, path: str) -> ClashError:
+        return ClashError(
+            f"{self._place.where} holds a file that asyncsync did not write: {quote(path)}; move "
+            "it away or choose another target",
+            side="target",
+            paths=[path],
+        )
+
+    # -- claiming: a name is recorded as ours before the first byte goes there
+
+    async def _claim(self, paths: Iterable[str]) -> None:
+        new = [path for path in paths if not self._is_known(path)]
+        if not new:
+            return
+        self._wanted.update(new)
+        async with self._claiming:  # whoever gets here first claims for all who wait
+            wanted = {p for p in self._wanted.union(new) if not self._is_known(p)}
+            self._wanted.clear()
+            if wanted:
+                await self._claim_all(wanted)
+
+    def _is_known(self, path: str) -> bool:
+        return path in self._old_paths or path in self._claimed or path in self._foreign
+
+    async def _claim_all(self, wanted: set[str]) -> None:
+        foreign: set[str] = set()
+
+        async def look(path: str) -> None:
+            if await self._place.head(path) is not None:
+                foreign.add(path)
+
+        if not self._fresh:
+            await each(wanted, look)
+        ours = wanted - foreign
+        if ours:
+            await self._lease.update(paths=self._lease.record.paths | ours)
+        self._claimed |= ours
+        self._foreign |= foreign
+
+    # -- publishing single files
+
+    async def _put(self, path: str, data: Data) -> None:
+        key = self._place.key(path)
+
+        async def put(condition: Condition | None) -> ObjectInfo:
+            return await self._place.objects.put(key, data, condition=condition)
+
+        try:
+            await put(await self._condition(path))
+        except PreconditionError:
+            # Our own earlier success, whose answer got lost, holds the same bytes.
+            if await self._place.objects.get(key, 0, len(data) + 1) != data:
+                raise await self._beaten(path) from None
+
+    async def _beaten(self, path: str) -> AsyncSyncError:
+        """Why a conditional write of ours was refused."""
+        await self._lease.check()
+        self._sent.discard(path)
+        self._claimed.discard(path)
+        self._foreign.add(path)
+        await self._lease.update(paths=self._lease.record.paths - {path})
+        return self._clash(path)
+
+    async def _publish_file(self, state: _File) -> None:
+        """Make a file that has arrived whole visible under its name. Again: no effect."""
+        path = state.new.path
+        if state.published or path in self._foreign:
+            return
+        if state.upload is None:  # an empty file has no parts
+            await self._put(path, b"")
+        else:
+            await self._complete(state, state.upload)
+        state.published = True
+
+    async def _complete(self, state: _File, upload: Upload) -> None:
+        parts = [state.parts[number] for number in sorted(state.parts)]
+        condition = await self._condition(state.new.path)
+        if not self._place.objects.capabilities.multipart_conditions:
+            condition = None
+        try:
+            await self._place.objects.complete_upload(upload, parts, condition=condition)
+        except (PreconditionError, NotFoundError):
+            there = await self._place.head(state.new.path)
+            if there is None or there.size_bytes != state.new.size_bytes:
+                raise await self._beaten(state.new.path) from None
+            # Our own earlier success, whose answer got lost, looks like this.
+            self._doubtful.add(state.new.path)
+
+    async def _condition(self, path: str) -> Condition | None:
+        """Create only; or replace exactly the object of ours that is there now.
+
+        The object is looked at before the record, so that nobody who takes over in between is
+        overwritten: what they write has another tag.
+        """
+        may_be_there = path in self._old_paths or path in self._leftover or path in self._sent
+        self._sent.add(path)
+        if not may_be_there:
+            return self._place.condition(absent=True)
+        there = await self._place.head(path)
+        await self._lease.check()
+        if there is None:
+            return self._place.condition(absent=True)
+        return self._place.condition(tag=there.tag)
+
+    # -- commit
+
+    async def commit(self, manifest: Manifest) -> Durability:
+        if self._publishing is None:
+            self._check_whole(manifest)
+            await self._check_kept(manifest)
+            await self._fence()
+            self._publishing = manifest
+        await self._publish(manifest)
+        await self._tidy(manifest)
+        return self._durability
+
+    def _check_whole(self, manifest: Manifest) -> None:
+        old = self._old.manifest.files if self._old else {}
+        missing: list[str] = []
+        for path, entry in manifest.files.items():
+            state, kept = self._files.get(path), old.get(path)
+            if state is not None:
+                there = state.whole and state.new.size_bytes == entry.size_bytes
+            else:
+                there = kept is not None and kept.digest == entry.digest
+            if not there:
+                missing.append(path)
+        if missing:
+            raise IntegrityError(
+                f"{quote_some(missing)} did not arrive whole in {self._place.where}; send again",
+                side="target",
+                paths=missing,
+            )
+
+    async def _check_kept(self, manifest: Manifest) -> None:
+        """Read what should stay but may have been overwritten by an attempt that crashed."""
+        suspects = self._lease.record.overwritten & self._old_paths & manifest.files.keys()
+        kept = [manifest.files[path] for path in suspects if path not in self._files]
+        if wrong := await self._place.differing(kept):
+            raise IntegrityError(
+                f"an interrupted sync has changed {quote_some(wrong)} in {self._place.where}; "
+                "send again",
+                side="target",
+                paths=wrong,
+            )
+
+    async def _fence(self) -> None:
+        """The last look at the record, and the note that makes the rest finishable by anybody."""
+        if self._old is None:
+            await self._lease.update()
+            return
+        record = self._lease.record
+        await self._lease.update(
+            replaces=self._old.manifest.identity,
+            paths=record.paths | self._old_paths,
+            overwritten=record.overwritten | (self._files.keys() & self._old_paths),
+        )
+
+    async def _publish(self, manifest: Manifest) -> None:
+        """Everything up to the moment the commit is visible. Again: goes on where it was."""
+        if self._visible:
+            return
+        stale = self._sent | self._leftover
+        if self._old is not None and not self._intent.in_place:
+            await self._delete_manifest(self._old)
+            stale |= self._old_paths
+        states = sorted(self._files.values(), key=lambda state: state.wave)
+        for _, wave in groupby(states, key=lambda state: state.wave):
+            await each([s for s in wave if s.new.path in manifest.files], self._publish_file)
+        await self._check_doubtful(manifest)
+        await self._place.delete(_gone(stale, manifest))
+        await self._put_manifest(manifest)
+        self._visible = True
+
+    async def _delete_manifest(self, old: Found) -> None:
+        if self._unlisted:
+            return
+        tag = old.tag if self._place.conditional else None
+        try:
+            await self._place.objects.delete(self._place.manifest_key, tag=tag)
+        except PreconditionError:
+            raise conflict(self._place, await self._place.manifest()) from None
+        self._unlisted = True
+
+    async def _check_doubtful(self, manifest: Manifest) -> None:
+        wrong = await self._place.differing([manifest.files[path] for path in self._doubtful])
+        if wrong:
+            raise await self._beaten(wrong[0])
+
+    async def _put_manifest(self, manifest: Manifest) -> None:
+        over = self._old if self._intent.in_place else None
+        condition = self._place.condition(absent=over is None, tag=over.tag if over else None)
+        try:
+            if not self._place.conditional:
+                await self._expect(over)
+            await self._place.put_manifest(manifest, condition)
+        except PreconditionError:
+            there = await self._place.manifest()
+            if there is None or there.manifest.identity != manifest.identity:
+                raise conflict(self._place, there) from None
+        except TransientError:
+            there = await self._place.manifest()
+            if there is None or there.manifest.header != manifest.header:
+                raise
+
+    async def _expect(self, over: Found | None) -> None:
+        """Where conditions do not work: look instead. Right as long as there is one writer."""
+        there = await self._place.manifest()
+        if (there.tag if there else None) != (over.tag if over else None):
+            raise PreconditionError(f"{self._place.where} holds another commit by now")
+
+    async def _tidy(self, manifest: Manifest) -> None:
+        """What is left to do once the commit is visible. Again: no effect."""
+        if self.finished:
+            return
+        await self._place.delete(_gone(self._old_paths | self._leftover, manifest))
+        await self._abort_uploads()
+        await self._lease.drop()
+        self.finished = True
+
+    async def _abort_uploads(self) -> None:
+        if self._uploaded or self._lease.inherited is not None:
+            await self._place.abort_uploads(self._is_ours)
+
+    def _is_ours(self, path: str) -> bool:
+        return path in self._old_paths or path in self._claimed
+
+    # -- leaving without a commit
+
+    async def leave(self) -> None:
+        """Undo the attempt; or, where it has begun to replace a commit, leave it to the next one.
+
+        What is done here may stop anywhere: the record goes last, and whoever finds it goes on.
+        """
+        await self._lease.check()
+        manifest = self._publishing
+        if manifest is not None and await self._place.header() == manifest.header:
+            await self._tidy(manifest)
+            return
+        await self._abort_uploads()
+        if manifest is not None and self._old is not None:
+            await self._lease.update(released=True)
+            return
+        await self._place.delete(self._sent | self._leftover)
+        if self._lease.record.overwritten:
+            await self._lease.update(paths=(), released=True)
+        else:
+            await self._lease.drop()
+
+
+def _gone(paths: Iterable[str], manifest: Manifest) -> list[str]:
+    """Those of `paths` that are no longer part of the tree, nor of a commit inside it."""
+    nested = {entry.path for entry in manifest.nested}
+    return [p for p in paths if p not in manifest.files and nested.isdisjoint(_above(p))]
+
+
+def _above(path: str) -> Iterable[str]:
+    while path := path.rpartition("/")[0]:
+        yield path
+
+
+def conflict(place: Place, there: Found | None) -> ConflictError:
+    """The error for a tree that holds commit `there` (None: none) against expectation."""
+    found = f"commit {there.manifest.identity[:12]}" if there else "no commit"
+    return ConflictError(
+        f"{place.where}: found {found} instead of the one expected; somebody else wrote or deleted "
+        "it. Sync down first, or replace it on purpose",
+        winner=there.manifest.identity if there else "",
+    )

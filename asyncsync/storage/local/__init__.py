@@ -1,0 +1,15 @@
+"""Local disks and network mounts as a TreeStore.
+
+stage.py     gather a tree in a hidden sibling, every file durable
+publish.py   make it the tree: rename, exchange, or file by file
+trash.py     delete and sweep, without touching what is not ours
+manifests.py read and write the manifest
+place.py     parent directory and name; locks.py one writer; fs.py the system calls
+probe.py     what this file system can do
+store.py     all of it as coroutines
+"""
+
+from .fs import data_extents, open_beneath, opened, read_at
+from .store import LocalTrees
+
+__all__ = ["LocalTrees", "data_extents", "open_beneath", "opened", "read_at"]

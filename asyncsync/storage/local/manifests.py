@@ -1,0 +1,106 @@
+"""Manifests on disk: written once and flushed; read as a stream."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...errors import IntegrityError, NotCommittedError, NotFoundError
+from ...manifest import MAX_MANIFEST_BYTES, Header, Manifest, decode, encode, read_header
+from ...names import MANIFEST, NEXT, is_ours
+from ...units import MIB
+from .fs import create_file, opened
+
+__all__ = ["current", "current_header", "is_commit", "load", "read_place", "write_manifest"]
+
+_MAX_LINE_BYTES = 64 * MIB
+_PLACES = (f"{NEXT}/{MANIFEST}", MANIFEST)
+"""Where the current manifest is: what an in-place update has published comes first."""
+
+
+def write_manifest(directory: int, manifest: Manifest) -> None:
+    """Write the manifest into an open directory where there is none, and fsync it."""
+    fd = create_file(directory, MANIFEST, 0o666)
+    with open(fd, "wb", buffering=1 * MIB) as file:
+        file.writelines(encode(manifest))
+        file.flush()
+        os.fsync(fd)
+
+
+def current(root: int, where: str) -> Manifest:
+    """The commit in the open directory `root`.
+
+    Raises:
+        NotFoundError: the directory is empty.
+        NotCommittedError: there are files but no manifest.
+        IntegrityError, FormatError: the manifest cannot be used.
+    """
+    for place in _PLACES:
+        if (manifest := read_place(root, place, where)) is not None:
+            return manifest
+    raise _absent(root, where)
+
+
+def load(root: int, where: str) -> Manifest | None:
+    """`current`, or None where there is no manifest."""
+    try:
+        return current(root, where)
+    except NotFoundError:
+        return None
+
+
+def current_header(root: int, where: str) -> Header:
+    """The header of `current`, from the first line alone. The same errors."""
+    for place in _PLACES:
+        try:
+            with _lines(root, place) as lines:
+                return read_header(next(lines, b""))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except IntegrityError as exc:
+            raise type(exc)(f"{where}: {exc}") from exc
+    raise _absent(root, where)
+
+
+def is_commit(root: int) -> bool:
+    """Whether there is a manifest in the open directory, good or not."""
+    for place in _PLACES:
+        try:
+            found = os.stat(place, dir_fd=root, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return stat.S_ISREG(found.st_mode)
+    return False
+
+
+def read_place(root: int, place: str, where: str) -> Manifest | None:
+    """The manifest at `place` below the open directory, or None where there is none."""
+    try:
+        with _lines(root, place) as lines:
+            return decode(lines)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except IntegrityError as exc:
+        raise type(exc)(f"{where}: {exc}") from exc
+
+
+@contextmanager
+def _lines(root: int, place: str) -> Iterator[Iterator[bytes]]:
+    """The lines of a manifest, bounded in length and number of bytes."""
+    with opened(root, place, os.O_RDONLY | os.O_NONBLOCK) as fd:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_MANIFEST_BYTES:
+            raise IntegrityError("manifest refused: not a file, or too large")
+        with open(fd, "rb", buffering=1 * MIB, closefd=False) as file:
+            yield iter(lambda: file.readline(_MAX_LINE_BYTES), b"")
+
+
+def _absent(root: int, where: str) -> NotFoundError:
+    if any(not is_ours(name) for name in os.listdir(root)):
+        return NotCommittedError(
+            f"{where} holds files but no commit: another tool wrote them; "
+            "allow_unverified reads them as they are"
+        )
+    return NotFoundError(f"no commit at {where}: it is an empty directory")

@@ -1,0 +1,394 @@
+"""How an attempt becomes the tree: by a rename, an exchange, or file by file.
+
+Every way ends in one atomic step before which readers see the old version and after which they
+see the new one. Everything the step uncovers is durable before it, and it is durable itself before
+`commit` returns.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+
+from ...errors import BusyError, ClashError, ConflictError, IntegrityError, quote_some
+from ...manifest import Manifest
+from ...names import LOCK, MANIFEST, NEXT, holder_name, is_ours, sort_key
+from ..trees import Block, Durability, Intent, NewFile
+from .fs import (
+    DIRECTORY,
+    exchange,
+    fsync_directory,
+    is_at,
+    make_directories,
+    opened,
+    remove_tree,
+    rename_new,
+    rename_over,
+    split,
+)
+from .locks import Lock
+from .manifests import is_commit, load, read_place
+from .place import Place
+from .stage import TREE, Stage
+from .trash import OLD, foreign_files, put_back, remove_version, sweep
+
+__all__ = ["Attempt", "conflict", "finish_next"]
+
+
+class Attempt:
+    """One attempt to write one tree. Blocks; closed exactly once.
+
+    Args:
+        place: where the tree is; the attempt closes it.
+        intent: what the caller is about to do.
+    """
+
+    def __init__(self, place: Place, intent: Intent) -> None:
+        self.place, self.intent = place, intent
+        self._undo = ExitStack()
+        self._undo.callback(place.close)
+        try:
+            self._publish = self._prepare()
+        except BaseException:
+            self._undo.close()
+            raise
+
+    def _prepare(self) -> Callable[[Manifest], bool]:
+        """Recover, check what is there, and open the stage; choose the way to publish."""
+        place = self.place
+        if place.parent >= 0:
+            sweep(place.parent, place.name, place.where)
+        self._root = place.open_root()
+        if self._root < 0:
+            self._expect(None)
+            self._stage(place.parent, place.name)
+            return self._publish_new
+        self._undo.callback(os.close, self._root)
+        self._take_root_lock()
+        self.previous = load(self._root, place.where)
+        self._expect(self.previous)
+        if self.previous is None or self.intent.in_place or place.parent < 0:
+            self._stage(self._root, "")
+            return self._publish_in_place
+        self._refuse_foreign()
+        self._stage(place.parent, place.name)
+        return self._publish_exchange
+
+    previous: Manifest | None = None
+    _durability: Durability | None = None
+
+    def _stage(self, parent: int, name: str) -> None:
+        self.stage = Stage(parent, holder_name(name, "tmp", self.intent.attempt), self.place.where)
+        self._undo.callback(self.stage.close)
+
+    def _take_root_lock(self) -> None:
+        lock = Lock.take(self._root, LOCK, self.place.where)
+        self._undo.callback(lock.release)
+        if not self.place.is_root(self._root):
+            raise BusyError(f"{self.place.where} was just replaced; try again", side="target")
+        finish_next(self._root, self.place.where)
+        for name in os.listdir(self._root):
+            # Whoever writes in place holds the lock that is ours now: these are abandoned.
+            if name.startswith(".asyncsync-tmp-") and is_ours(name):
+                remove_tree(self._root, name)
+
+    def _expect(self, found: Manifest | None) -> None:
+        there = found.identity if found else None
+        if there == self.intent.expect:
+            return
+        raise conflict(self.place.where, there)
+
+    def _refuse_foreign(self) -> None:
+        foreign = sorted(foreign_files(self._root, self.place.where), key=sort_key)
+        if foreign:
+            raise ClashError(
+                f"{self.place.where} cannot be replaced whole: it holds files that asyncsync did "
+                f"not write ({quote_some(foreign)}); move them away first",
+                side="target",
+                paths=foreign,
+            )
+
+    # -- writing
+
+    def write(self, file: NewFile, offset: int, block: Block) -> None:
+        self.stage.write(file, offset, block)
+
+    def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+        self.stage.write_many(files)
+
+    def discard(self, path: str) -> None:
+        self.stage.forget(path)
+
+    def commit(self, manifest: Manifest) -> Durability:
+        """Publish; see TreeWriter.commit."""
+        if self._durability is None:
+            self._check_complete(manifest)
+            self._durability = "fsync" if self._publish(manifest) else "reduced"
+        return self._durability
+
+    def _check_complete(self, manifest: Manifest) -> None:
+        kept = self.previous.files if self.previous else {}
+        missing = [
+            path
+            for path, file in manifest.files.items()
+            if path not in self.stage.written
+            and (path not in kept or kept[path].digest != file.digest)
+        ]
+        if missing:
+            raise IntegrityError(
+                f"{quote_some(missing)} never arrived at {self.place.where}",
+                side="target",
+                paths=missing,
+            )
+
+    def close(self) -> None:
+        """Let go; what was not committed disappears."""
+        self._undo.close()
+
+    # -- the three ways
+
+    def _publish_new(self, manifest: Manifest) -> bool:
+        sealed = self.stage.seal(manifest)
+        try:
+            self._take_name()
+        except FileExistsError:
+            self._yield_to_winner(manifest)
+        return self.place.flush() and sealed
+
+    def _take_name(self) -> None:
+        """Give the stage the name of the tree, which nothing may have."""
+        place, holder = self.place, self.stage.fd
+        try:
+            if rename_new(holder, TREE, place.parent, place.name):
+                return
+        except FileNotFoundError:
+            # A network file system may repeat a rename whose answer got lost.
+            if not is_at(self.stage.tree, place.parent, place.name):
+                raise
+            return
+        lock = Lock.take(place.parent, holder_name(place.name, "tmp", "0" * 32), place.where)
+        try:
+            with suppress(FileNotFoundError):
+                os.stat(place.name, dir_fd=place.parent, follow_symlinks=False)
+                raise FileExistsError(errno.EEXIST, "it exists", place.name)
+            rename_over(holder, TREE, place.parent, place.name)
+        finally:
+            lock.release()
+
+    def _yield_to_winner(self, manifest: Manifest) -> None:
+        """Somebody else created the tree first: the same content is as good as ours."""
+        with opened(self.place.parent, self.place.name) as root:
+            winner = load(root, self.place.where)
+        if winner is None or winner.identity != manifest.identity:
+            raise conflict(self.place.where, winner.identity if winner else None) from None
+
+    def _publish_exchange(self, manifest: Manifest) -> bool:
+        for path in manifest.files.keys() - self.stage.written:
+            self.stage.keep(self._root, manifest.files[path])
+        sealed = self.stage.seal(manifest)
+        place, holder = self.place, self.stage.fd
+        if exchange(holder, TREE, place.parent, place.name):
+            superseded = TREE
+        else:
+            self._replace_by_two_renames()
+            superseded = OLD
+        durable = place.flush()
+        remove_version(holder, superseded, place.where)
+        return durable and sealed
+
+    def _replace_by_two_renames(self) -> None:
+        """Move the old version aside and the new one in; failing, the old one comes back."""
+        place, holder = self.place, self.stage.fd
+        fsync_directory(holder)
+        try:
+            rename_over(place.parent, place.name, holder, OLD)
+            fsync_directory(holder)
+            self._take_name()
+        except BaseException:
+            with suppress(OSError):  # then whoever comes next finishes: see trash.sweep
+                put_back(place.parent, holder, OLD, place.name)
+            raise
+
+    def _publish_in_place(self, manifest: Manifest) -> bool:
+        self._refuse_clashes(manifest)
+        sealed = self.stage.seal(manifest)
+        if not rename_new(self.stage.fd, TREE, self._root, NEXT):
+            rename_over(self.stage.fd, TREE, self._root, NEXT)
+        return finish_next(self._root, self.place.where) and sealed
+
+    def _refuse_clashes(self, manifest: Manifest) -> None:
+        """A path that we write must be free or ours; checked under the lock."""
+        ours = self.previous.files.keys() if self.previous else set[str]()
+        new = sorted(self.stage.written & manifest.files.keys() - ours, key=sort_key)
+        gone = ours - manifest.files.keys()
+        clashes = [path for path in new if _in_the_way(self._root, path, gone)]
+        if clashes:
+            raise ClashError(
+                f"{self.place.where} holds files that asyncsync did not write: "
+                f"{quote_some(clashes)}; move them away or choose another target",
+                side="target",
+                paths=clashes,
+            )
+
+
+def conflict(where: str, there: str | None) -> ConflictError:
+    """The error for a tree that holds commit `there` (None: none) against expectation."""
+    found = f"commit {there[:12]}" if there else "no commit"
+    return ConflictError(
+        f"{where}: found {found} instead of the one expected; somebody else wrote or deleted it. "
+        "Sync down first, or replace it on purpose",
+        winner=there or "",
+    )
+
+
+def _in_the_way(root: int, path: str, gone: set[str]) -> bool:
+    """Whether something that is not ours has the name `path`, or is a file above it."""
+    parts = path.split("/")
+    for depth in range(1, len(parts) + 1):
+        above = "/".join(parts[:depth])
+        try:
+            with opened(root, split(above)[0]) as directory:
+                found = os.stat(split(above)[1], dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError:  # a link or a file where we need a directory
+            return True
+        if above in gone:
+            return False
+        if depth == len(parts):
+            return not (stat.S_ISDIR(found.st_mode) and _only_gone(root, above, gone))
+    return False
+
+
+def _only_gone(root: int, directory: str, gone: set[str]) -> bool:
+    """Whether all of a directory is about to be deleted, so that a file can take its name."""
+    with opened(root, directory) as held:
+        for name in os.listdir(held):
+            path = f"{directory}/{name}"
+            mode = os.stat(name, dir_fd=held, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                if not _only_gone(root, path, gone):
+                    return False
+            elif path not in gone:
+                return False
+    return True
+
+
+# ---------------------------------------------------------------- finishing an in-place commit
+
+
+def finish_next(root: int, where: str) -> bool:
+    """Move what a published in-place commit staged to its place. Idempotent.
+
+    From the moment `.asyncsync-next` exists the tree *is* the new version: readers look there
+    first. This only tidies up, and whoever comes next after a crash tidies up the rest.
+
+    Returns:
+        Whether everything could be made durable.
+    """
+    try:
+        staged = os.open(NEXT, DIRECTORY, dir_fd=root)
+    except FileNotFoundError:
+        return True
+    try:
+        # No file is deleted or replaced before it is certain that the new version stays.
+        durable = fsync_directory(root)
+        # The manifest is the last to move: without it only empty directories are left here.
+        durable &= not is_commit(staged) or _finish(root, staged, where)
+    finally:
+        os.close(staged)
+    remove_tree(root, NEXT)
+    return fsync_directory(root) and durable
+
+
+def _finish(root: int, staged: int, where: str) -> bool:
+    new = load(staged, where)
+    old = read_place(root, MANIFEST, where)
+    assert new is not None, "the caller has just seen it"
+    touched = _delete_stale(root, old, new) if old else set()
+    touched |= _move_into_place(root, staged)
+    durable = [_flush(root, path) for path in sorted(touched, key=lambda p: -p.count("/"))]
+    rename_over(staged, MANIFEST, root, MANIFEST)
+    return all([*durable, fsync_directory(root)])
+
+
+def _delete_stale(root: int, old: Manifest, new: Manifest) -> set[str]:
+    """Delete what only the old version lists; return the directories that changed."""
+    touched: set[str] = set()
+    stale = [*(old.files.keys() - new.files.keys()), *(d.path for d in old.directories)]
+    for path in sorted(stale, key=sort_key, reverse=True):
+        directory, name = split(path)
+        with suppress(FileNotFoundError, NotADirectoryError), opened(root, directory) as held:
+            if path in old.files:
+                with suppress(IsADirectoryError):  # the new version's, moved before a crash
+                    os.unlink(name, dir_fd=held)
+            else:
+                with suppress(OSError):  # in use by now
+                    os.rmdir(name, dir_fd=held)
+        touched.add(directory)
+        touched |= _prune(root, directory)
+    return {path for path in touched if _is_directory(root, path)}
+
+
+def _prune(root: int, directory: str) -> set[str]:
+    """Remove a directory that has become empty, and so on upwards."""
+    touched: set[str] = set()
+    while directory != ".":
+        parent, name = split(directory)
+        try:
+            with opened(root, parent) as held:
+                os.rmdir(name, dir_fd=held)
+        except OSError:
+            return touched
+        touched.add(parent)
+        directory = parent
+    return touched
+
+
+def _is_directory(root: int, path: str) -> bool:
+    try:
+        with opened(root, path):
+            return True
+    except OSError:
+        return False
+
+
+def _move_into_place(root: int, staged: int) -> set[str]:
+    """Rename every staged file over its predecessor.
+
+    Returns:
+        The directories that changed, also those that did before a crash: the staged ones stay.
+    """
+    files, directories = _staged(staged, "")
+    made: set[str] = set()
+    for path in directories:
+        make_directories(root, path, made)
+    for path in files:
+        directory, name = split(path)
+        with opened(staged, directory) as source, opened(root, directory) as target:
+            rename_over(source, name, target, name)
+    return made | {"."}
+
+
+def _staged(directory: int, prefix: str) -> tuple[list[str], list[str]]:
+    """The files and the directories below an open staged one, but for its manifest."""
+    files: list[str] = []
+    directories: list[str] = []
+    for name in sorted(os.listdir(directory), key=sort_key):
+        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+        if stat.S_ISDIR(mode):
+            with opened(directory, name) as below:
+                more = _staged(below, f"{prefix}{name}/")
+            files += more[0]
+            directories += [prefix + name, *more[1]]
+        elif prefix or name != MANIFEST:
+            files.append(prefix + name)
+    return files, directories
+
+
+def _flush(root: int, path: str) -> bool:
+    with opened(root, path) as fd:
+        return fsync_directory(fd)

@@ -1,0 +1,313 @@
+"""LocalTrees: the TreeStore of mounted file systems. Every method is one hop to a thread."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, closing, suppress
+from typing import Any, TypeVar
+
+import anyio
+
+from ...concurrency import Threads
+from ...errors import (
+    BusyError,
+    ConfigError,
+    NotCommittedError,
+    NotFoundError,
+    Side,
+    os_errors,
+    quote,
+    quote_some,
+)
+from ...manifest import Header, Manifest
+from ...names import LOCK, ROOT_MARKER, holder_name, is_ours, new_attempt, sort_key
+from ..trees import (
+    Block,
+    Deleted,
+    Durability,
+    Intent,
+    NewFile,
+    TreeCapabilities,
+    TreeReader,
+    TreeWriter,
+)
+from .fs import DIRECTORY, create_file, fsync_directory, opened, read_at, write_at
+from .locks import Lock
+from .manifests import current, current_header, is_commit, load
+from .place import Place, real_path
+from .probe import probe
+from .publish import Attempt, conflict, finish_next
+from .reader import list_files, read_block, read_whole
+from .trash import OLD, bury, holders, sweep
+
+__all__ = ["LocalTrees"]
+
+T = TypeVar("T")
+_MAX_MARKER_BYTES = 4096
+
+
+class LocalTrees:
+    """Trees as directories below `root`. See TreeStore for what every method promises."""
+
+    def __init__(self, root: str = "/", threads: Threads | None = None) -> None:
+        self._root = root
+        self._threads = threads or Threads()
+        self._owns_threads = threads is None
+
+    async def read_manifest(self, tree: str) -> Manifest:
+        return await self._with_root(tree, current)
+
+    async def read_header(self, tree: str) -> Header:
+        return await self._with_root(tree, current_header)
+
+    async def find(self, tree: str) -> AsyncIterator[str]:
+        for found in await self._run("source", tree, _find, self._root, tree):
+            yield found
+
+    async def list_files(self, tree: str) -> list[NewFile]:
+        files = await self._with_root(tree, lambda root, _: list_files(root))
+        if not files:
+            raise NotFoundError(f"no files at {quote(self._path(tree))}")
+        return files
+
+    @asynccontextmanager
+    async def open(self, tree: str, manifest: Manifest | None) -> AsyncIterator[TreeReader]:
+        del manifest  # files are found by name
+        roots: list[int] = []
+        try:
+            await self._run("source", tree, lambda: roots.append(_open_root(self._root, tree)))
+            yield _Reader(roots[0], quote(self._path(tree)), self._threads)
+        finally:
+            for root in roots:
+                os.close(root)
+
+    @asynccontextmanager
+    async def begin(self, tree: str, intent: Intent) -> AsyncIterator[TreeWriter]:
+        attempts: list[Attempt] = []
+        try:
+            await self._run(
+                "target",
+                tree,
+                lambda: attempts.append(Attempt(Place(self._root, tree), intent)),
+            )
+            yield _Writer(
+                attempts[0], lambda function, *args: self._run("target", tree, function, *args)
+            )
+        finally:
+            with anyio.CancelScope(shield=True):
+                for attempt in attempts:
+                    await self._threads.run(attempt.close)
+
+    async def delete(
+        self, tree: str, *, expect: str | None = None, uncommitted: bool = False
+    ) -> Deleted:
+        return await self._run("target", tree, _delete, self._root, tree, expect, uncommitted)
+
+    async def confirm(self, tree: str) -> Durability:
+        return await self._run("target", tree, _confirm, self._root, tree)
+
+    async def mark_root(self, tree: str, marker: bytes) -> bytes:
+        return await self._run("target", tree, _mark_root, self._root, tree, marker)
+
+    async def probe(self, tree: str) -> TreeCapabilities:
+        return await self._run("target", tree, lambda: probe(_existing(self._root, tree)))
+
+    async def aclose(self) -> None:
+        if self._owns_threads:
+            self._threads.close()
+
+    # -- helpers
+
+    def _path(self, tree: str) -> str:
+        return os.path.join(self._root, tree)
+
+    async def _run(self, side: Side, tree: str, function: Callable[..., T], *args: object) -> T:
+        with os_errors(side, self._path(tree)):
+            return await self._threads.run(function, *args)
+
+    async def _with_root(self, tree: str, function: Callable[[int, str], T]) -> T:
+        where = quote(self._path(tree))
+
+        def act() -> T:
+            root = _open_root(self._root, tree)
+            try:
+                return function(root, where)
+            finally:
+                os.close(root)
+
+        return await self._run("source", tree, act)
+
+
+class _Reader:
+    def __init__(self, root: int, where: str, threads: Threads) -> None:
+        self._root, self._where, self._threads = root, where, threads
+
+    async def read(self, file: NewFile, start: int, end: int) -> Block:
+        with os_errors("source", self._where):
+            return await self._threads.run(read_block, self._root, file, start, end, self._where)
+
+    async def read_many(self, files: Sequence[NewFile]) -> list[bytes]:
+        with os_errors("source", self._where):
+            return await self._threads.run(read_whole, self._root, files, self._where)
+
+
+class _Writer:
+    def __init__(self, attempt: Attempt, run: Callable[..., Awaitable[Any]]) -> None:
+        self._attempt, self._run = attempt, run
+
+    async def write(self, file: NewFile, offset: int, block: Block) -> None:
+        await self._run(self._attempt.write, file, offset, block)
+
+    async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+        await self._run(self._attempt.write_many, files)
+
+    async def discard(self, path: str) -> None:
+        await self._run(self._attempt.discard, path)
+
+    async def commit(self, manifest: Manifest) -> Durability:
+        durability: Durability = await self._run(self._attempt.commit, manifest)
+        return durability
+
+
+def _open_root(base: str, tree: str) -> int:
+    """Open a tree's directory for reading.
+
+    Raises:
+        NotFoundError: nothing is there, or a file is.
+        BusyError: it is between two names, being replaced.
+    """
+    path = real_path(base, tree)
+    try:
+        return os.open(path, DIRECTORY)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return _reopen(path, exc)
+
+
+def _reopen(path: str, first: OSError) -> int:
+    """Look again: listing the parent refreshes what a network mount remembers."""
+    above, name = os.path.split(path)
+    with suppress(OSError):
+        parent = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if name in os.listdir(parent) and first.errno == errno.ENOENT:
+                return os.open(path, DIRECTORY)
+            if any(_holds_old(parent, entry) for entry, kind in holders(parent, name)):
+                raise BusyError(f"{quote(path)} is being replaced; try again", side="source")
+        finally:
+            os.close(parent)
+    if first.errno == errno.ENOENT:
+        raise NotFoundError(f"nothing at {quote(path)}; check the spelling")
+    raise NotFoundError(f"{quote(path)} is not a directory, so there is no tree")
+
+
+def _holds_old(parent: int, entry: str) -> bool:
+    try:
+        os.stat(f"{entry}/{OLD}", dir_fd=parent, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _confirm(base: str, tree: str) -> Durability:
+    path = real_path(base, tree)
+    durable = True
+    for directory in (path, os.path.dirname(path)):
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            durable &= fsync_directory(fd)
+        finally:
+            os.close(fd)
+    return "fsync" if durable else "reduced"
+
+
+def _mark_root(base: str, tree: str, marker: bytes) -> bytes:
+    with closing(Place(base, f"{tree}/{ROOT_MARKER}".lstrip("/"))) as place:
+        try:
+            fd = create_file(place.parent, ROOT_MARKER, 0o666)
+        except FileExistsError:
+            with opened(place.parent, ROOT_MARKER, os.O_RDONLY | os.O_NONBLOCK) as fd:
+                return bytes(read_at(fd, _MAX_MARKER_BYTES, 0))
+        try:
+            write_at(fd, marker, 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        place.flush()
+        return marker
+
+
+def _existing(base: str, tree: str) -> str:
+    """The nearest directory upwards that exists."""
+    path = real_path(base, tree)
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _find(base: str, tree: str) -> list[str]:
+    with closing(_trees(_open_root(base, tree), tree)) as found:
+        return list(found)
+
+
+def _trees(root: int, tree: str) -> Generator[str, None, None]:
+    """Names of the trees at and below an open directory, which is closed in the end."""
+    try:
+        if is_commit(root):
+            yield tree
+        for entry in sorted(os.scandir(root), key=lambda e: sort_key(e.name)):
+            if entry.is_dir(follow_symlinks=False) and not is_ours(entry.name):
+                with suppress(PermissionError, FileNotFoundError):
+                    below = os.open(entry.name, DIRECTORY, dir_fd=root)
+                    yield from _trees(below, f"{tree}/{entry.name}".lstrip("/"))
+    finally:
+        os.close(root)
+
+
+def _delete(root: str, tree: str, expect: str | None, uncommitted: bool) -> Deleted:
+    path = real_path(root, tree)
+    if not os.path.lexists(os.path.dirname(path)):
+        raise NotFoundError(f"nothing at {quote(path)}; check the spelling")
+    with closing(Place(root, tree)) as place:
+        if place.parent < 0:
+            raise ConfigError(f"{place.where} is a mount point; delete what is in it instead")
+        sweep(place.parent, place.name, place.where)
+        fd = place.open_root()
+        if fd < 0:
+            raise NotFoundError(f"nothing at {place.where}; check the spelling")
+        try:
+            return _bury(place, fd, expect, uncommitted)
+        finally:
+            os.close(fd)
+
+
+def _bury(place: Place, root: int, expect: str | None, uncommitted: bool) -> Deleted:
+    lock = Lock.take(root, LOCK, place.where)
+    try:
+        finish_next(root, place.where)
+        found = load(root, place.where)
+        _check_delete(place, root, found, expect, uncommitted)
+        trash = holder_name(place.name, "trash", new_attempt())
+        os.mkdir(trash, 0o700, dir_fd=place.parent)
+        removed, kept = bury(place.parent, place.name, trash, place.where, everything=found is None)
+        return Deleted(removed, tuple(kept))
+    finally:
+        lock.release()
+
+
+def _check_delete(
+    place: Place, root: int, found: Manifest | None, expect: str | None, uncommitted: bool
+) -> None:
+    if found is None and not uncommitted:
+        below = [name for name in _trees(os.dup(root), "") if name]
+        hint = (
+            f"; the commits in it are {quote_some(below)}: name one of them"
+            if below
+            else "; to delete the files all the same, say so (uncommitted)"
+        )
+        raise NotCommittedError(f"{place.where} is not a commit{hint}")
+    if expect is not None and (found is None or found.identity != expect):
+        raise conflict(place.where, found.identity if found else None)

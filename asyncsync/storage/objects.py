@@ -1,0 +1,145 @@
+"""The ObjectStore protocol: flat keys, as in a bucket, and its values."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+__all__ = [
+    "Capabilities",
+    "Condition",
+    "ObjectInfo",
+    "ObjectStore",
+    "Part",
+    "Upload",
+]
+
+Data = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a store declares that it can do; a probe may know better.
+
+    Attributes:
+        create_only: a put may demand that the key does not exist.
+        if_match: a put or delete may demand that the object is the one with a given tag.
+        multipart_conditions: the same when a multipart upload completes.
+        max_put_bytes: largest single put.
+        min_part_bytes, max_parts: bounds of multipart uploads; the last part may be smaller.
+        max_key_bytes: longest key, as UTF-8.
+    """
+
+    create_only: bool = True
+    if_match: bool = True
+    multipart_conditions: bool = True
+    max_put_bytes: int = 5 * 1024**3
+    min_part_bytes: int = 5 * 1024**2
+    max_parts: int = 10_000
+    max_key_bytes: int = 1024
+
+
+class ObjectInfo(NamedTuple):
+    """An object as it is in the store. `tag` changes with every write (ETag, generation)."""
+
+    key: str
+    size_bytes: int
+    tag: str
+    modified_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What must hold for a write to happen; the default demands nothing.
+
+    Attributes:
+        absent: the key must not exist.
+        tag: the object must be the one with this tag.
+    """
+
+    absent: bool = False
+    tag: str | None = None
+
+
+class Part(NamedTuple):
+    """A stored part of an upload: its number counted from 1, and what the store called it."""
+
+    number: int
+    tag: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A multipart upload in progress. Its id may be a secret."""
+
+    key: str
+    upload_id: str = field(repr=False)
+
+
+class ObjectStore(Protocol):
+    """A flat namespace of objects, each replaced as a whole.
+
+    Every implementation passes `asyncsync.testing.ObjectStoreContract`. A write that fails or is
+    cancelled has happened completely or not at all; only a read can tell which.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def head(self, key: str) -> ObjectInfo:
+        """What is stored under `key`; NotFoundError if nothing is."""
+        ...
+
+    async def get(
+        self, key: str, start: int = 0, end: int | None = None, *, tag: str | None = None
+    ) -> bytes:
+        """Bytes `start` to `end` (exclusive; None: the end of the object).
+
+        Returns less than asked for only where the object ends.
+
+        Raises:
+            NotFoundError: no such key.
+            PreconditionError: `tag` is given and the object is another one by now.
+        """
+        ...
+
+    async def put(self, key: str, data: Data, *, condition: Condition | None = None) -> ObjectInfo:
+        """Create or replace `key`; no reader ever sees part of it.
+
+        Raises:
+            PreconditionError: the condition does not hold. After a lost answer this may be our own
+                earlier success: read and compare.
+        """
+        ...
+
+    async def delete(self, key: str, *, tag: str | None = None) -> None:
+        """Remove `key`; no error when it is gone already. PreconditionError as for `put`."""
+        ...
+
+    def scan(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """Every object whose key begins with `prefix`, by key. May lag behind writes."""
+        ...
+
+    async def create_upload(self, key: str) -> Upload:
+        """Begin a multipart upload; `key` is untouched until it completes."""
+        ...
+
+    async def put_part(self, upload: Upload, number: int, data: Data) -> Part:
+        """Store part `number`, counted from 1; again replaces it."""
+        ...
+
+    async def complete_upload(
+        self, upload: Upload, parts: Sequence[Part], *, condition: Condition | None = None
+    ) -> ObjectInfo:
+        """Make the object out of `parts`, in order. PreconditionError as for `put`."""
+        ...
+
+    async def abort_upload(self, upload: Upload) -> None:
+        """Drop an upload and its parts; no error when it is gone already."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections. Again: no effect."""
+        ...

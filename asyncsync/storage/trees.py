@@ -1,0 +1,234 @@
+"""The TreeStore protocol: what the engine knows of a place that holds trees, and its values."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from ..manifest import Header, Manifest
+
+__all__ = [
+    "Block",
+    "Deleted",
+    "Durability",
+    "Intent",
+    "NewFile",
+    "TreeCapabilities",
+    "TreeReader",
+    "TreeStore",
+    "TreeWriter",
+]
+
+Durability = Literal["memory", "reduced", "fsync", "cloud"]
+"""What an acknowledged commit survives: the end of the process (no), a power cut perhaps (the file
+system cannot sync directories), a power cut, the loss of this machine."""
+
+
+class NewFile(NamedTuple):
+    """A file as it is about to be written; its digest may not be known yet."""
+
+    path: str
+    size_bytes: int
+    mode: int = 0o644
+    mtime_ns: int = 0
+
+
+class Block(NamedTuple):
+    """Consecutive bytes of a file.
+
+    `extents` lists the (start, end) ranges, relative to the block, that are not holes; None means
+    all of it. Bytes outside the extents are zero in `data`.
+    """
+
+    data: bytes | bytearray | memoryview
+    extents: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """What a writer is about to do to a tree.
+
+    Attributes:
+        attempt: 32 hexadecimal digits, unique to this attempt.
+        expect: identity of the commit that it replaces; None: there must be none.
+        in_place: replace file by file, keep what is not ours (rolling trees, restores into a
+            directory that is in use); otherwise the whole tree is exchanged at once.
+        writer: who writes: a digest of machine and source. An attempt that the same writer left
+            behind is taken over at once; that of another only when it shows no life.
+        files: what it is going to write, as far as it is known: names and sizes that the place
+            cannot hold are refused before anything moves, and the rest is announced at once.
+    """
+
+    attempt: str
+    expect: str | None = None
+    in_place: bool = False
+    writer: str = ""
+    files: tuple[NewFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a delete did. `kept` are paths in the tree that are not ours and stayed."""
+
+    files: int = 0
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeCapabilities:
+    """What a probe found out about a place.
+
+    Attributes:
+        durability: the level that an acknowledged commit reaches there.
+        exclusive: two writers of one name are kept apart by the store itself; False means
+            single-writer mode: correct for one writer, announced.
+        raw_names: names that are not UTF-8 can be stored.
+        case_sensitive: `a` and `A` are two names.
+        keeps_normalization: NFC and NFD spellings of a text are two names.
+        notes: what is missing or reduced, one sentence each, for people.
+    """
+
+    durability: Durability = "fsync"
+    exclusive: bool = True
+    raw_names: bool = True
+    case_sensitive: bool = True
+    keeps_normalization: bool = True
+    notes: tuple[str, ...] = ()
+
+
+class TreeReader(Protocol):
+    """Reads the files of one tree. Bytes are as stored: the caller compares digests."""
+
+    async def read(self, file: NewFile, start: int, end: int) -> Block:
+        """Bytes `start` to `end` (exclusive) of one file.
+
+        Raises:
+            IntegrityError: the file is missing or shorter than that.
+            TransientError: worth another try.
+        """
+        ...
+
+    async def read_many(self, files: Sequence[NewFile]) -> list[bytes]:
+        """Whole small files, in the order asked for. Errors as `read`."""
+        ...
+
+
+class TreeWriter(Protocol):
+    """One attempt to write a tree. Nothing is visible before `commit` returns."""
+
+    async def write(self, file: NewFile, offset: int, block: Block) -> None:
+        """Store a part of a file: one of its 16 MiB chunks. They come in any order, also at once.
+
+        A file is complete when its parts add up to `size_bytes`.
+        """
+        ...
+
+    async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+        """Store whole small files."""
+        ...
+
+    async def discard(self, path: str) -> None:
+        """Forget what was written of a file, all or part: it changed or vanished at the source.
+
+        No part of it may be on its way. Unknown paths are no error.
+        """
+        ...
+
+    async def commit(self, manifest: Manifest) -> Durability:
+        """Make `manifest` the tree, all of it at once for every reader, and durable.
+
+        Files that were not written must be in the tree that is replaced, under the same digest.
+        Files of that tree that the manifest does not list disappear. Calling it again after a lost
+        answer has the same effect as once.
+
+        Raises:
+            ConflictError: another commit is there than the one expected.
+            ClashError: a file that is not ours is in the way.
+            IntegrityError: files of the replaced tree that should stay (`paths`) are not what it
+                says, or files have not arrived whole; write them and commit again.
+        """
+        ...
+
+
+class TreeStore(Protocol):
+    """A place that holds trees by name. Names are paths without slashes at either end.
+
+    Every implementation passes `asyncsync.testing.TreeStoreContract`.
+    """
+
+    async def read_manifest(self, tree: str) -> Manifest:
+        """The commit at `tree`, from the store, never from memory.
+
+        Raises:
+            NotFoundError: nothing is there.
+            NotCommittedError: files are there, without a manifest.
+            IntegrityError: the manifest is damaged (or FormatError: of a newer version).
+            BusyError: it is being replaced at this moment.
+        """
+        ...
+
+    async def read_header(self, tree: str) -> Header:
+        """The header alone: cheap, and not checked against the entries. Errors as above."""
+        ...
+
+    def find(self, tree: str) -> AsyncIterator[str]:
+        """Names of trees with a manifest: `tree` itself and those below it, in no order."""
+        ...
+
+    async def list_files(self, tree: str) -> list[NewFile]:
+        """Every file below `tree`, ours or not, without asyncsync's own; NotFoundError if none."""
+        ...
+
+    def open(self, tree: str, manifest: Manifest | None) -> AbstractAsyncContextManager[TreeReader]:
+        """Read files of `tree`: those of `manifest`, or whatever lies there when it is None."""
+        ...
+
+    def begin(self, tree: str, intent: Intent) -> AbstractAsyncContextManager[TreeWriter]:
+        """Start to write `tree`, first finishing or sweeping what a crash left there.
+
+        Leaving the block without a commit, by error or cancellation, leaves the tree as it was
+        and nothing of the attempt behind.
+
+        Raises:
+            ConflictError: the commit that is there is not the one expected.
+            BusyError: another attempt is writing.
+            RefusedError: the place cannot hold one of `intent.files`.
+        """
+        ...
+
+    async def delete(
+        self, tree: str, *, expect: str | None = None, uncommitted: bool = False
+    ) -> Deleted:
+        """Delete a tree and the commits inside it: the manifest first, so that no reader sees half.
+
+        Files that no manifest lists stay and are reported. After a crash the next call finishes.
+
+        Args:
+            expect: identity that must be there; None takes whichever commit is.
+            uncommitted: delete files without a manifest too: the user named them.
+
+        Raises:
+            NotFoundError, NotCommittedError, IntegrityError, ConflictError: nothing was deleted.
+        """
+        ...
+
+    async def confirm(self, tree: str) -> Durability:
+        """Make the commit that is at `tree` as durable as the place allows, and say how much.
+
+        For acknowledging a commit that an earlier attempt may have left unflushed.
+        """
+        ...
+
+    async def mark_root(self, tree: str, marker: bytes) -> bytes:
+        """Write the marker of a storage root, once; return the one that is there."""
+        ...
+
+    async def probe(self, tree: str) -> TreeCapabilities:
+        """Find out, by trying, what the place can do; leaves nothing behind."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections and threads. Again: no effect."""
+        ...

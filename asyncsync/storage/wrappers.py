@@ -1,0 +1,342 @@
+"""Behaviour put around a store: retrying, a bound on requests, a bound on bytes per second.
+
+`equip_objects` and `equip_trees` show the order in which they apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Protocol, TypeVar
+
+import anyio
+
+from ..clock import Clock
+from ..errors import quote
+from ..events import Observer, ignore
+from ..manifest import Header, Manifest
+from .committed import CommittableObjects
+from .objects import Capabilities, Condition, Data, ObjectInfo, Part, Upload
+from .retrying import Backoff, retry
+from .trees import (
+    Block,
+    Deleted,
+    Durability,
+    Intent,
+    NewFile,
+    TreeCapabilities,
+    TreeReader,
+    TreeStore,
+    TreeWriter,
+)
+
+__all__ = ["Around", "Limited", "Rate", "Retried", "Throttled", "equip_objects", "equip_trees"]
+
+T = TypeVar("T")
+
+
+class Around(Protocol):
+    """What a behaviour does around one call to a store."""
+
+    async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
+        """Await `call()`, which is named `what` and moves `size_bytes` bytes."""
+        ...
+
+
+class Retried:
+    """Transient failures are tried again; see `retry`."""
+
+    def __init__(self, backoff: Backoff, clock: Clock, observe: Observer = ignore) -> None:
+        self._backoff, self._clock, self._observe = backoff, clock, observe
+
+    async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
+        return await retry(call, self._backoff, self._clock, what=what, observe=self._observe)
+
+
+class Limited:
+    """At most `count` calls at once; the others wait in the order they came."""
+
+    def __init__(self, count: int) -> None:
+        self._slots = anyio.Semaphore(count)
+
+    async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
+        async with self._slots:
+            return await call()
+
+
+class Rate:
+    """Bytes per second, shared by all who pay: a bucket of tokens that holds one second's worth.
+
+    A payment larger than the bucket is let through and leaves a debt that the next ones wait out.
+    Who comes first pays first.
+    """
+
+    def __init__(self, bytes_per_s: float, clock: Clock) -> None:
+        self._bytes_per_s, self._clock = bytes_per_s, clock
+        self._tokens = bytes_per_s
+        self._filled_at = clock.monotonic()
+        self._turn = anyio.Lock()
+
+    async def pay(self, size_bytes: int) -> None:
+        """Wait until no debt is left, then take `size_bytes`. Cancelled, nothing was taken."""
+        if not size_bytes:
+            return
+        async with self._turn:  # anyio's lock is fair
+            self._fill()
+            if self._tokens < min(size_bytes, self._bytes_per_s):
+                missing = min(size_bytes, self._bytes_per_s) - self._tokens
+                await self._clock.sleep(missing / self._bytes_per_s)
+                self._fill()
+            self._tokens -= size_bytes
+
+    def _fill(self) -> None:
+        now = self._clock.monotonic()
+        earned = (now - self._filled_at) * self._bytes_per_s
+        self._tokens = min(self._bytes_per_s, self._tokens + earned)
+        self._filled_at = now
+
+
+class Throttled:
+    """Calls wait until the rate allows their bytes, in both directions."""
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+
+    async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
+        await self._rate.pay(size_bytes)
+        return await call()
+
+
+def equip_objects(
+    objects: CommittableObjects,
+    *,
+    clock: Clock,
+    backoff: Backoff | None = None,
+    max_requests: int = 32,
+    rate: Rate | None = None,
+    observe: Observer = ignore,
+) -> CommittableObjects:
+    """Everything between the adapter and a backend, in the order it applies.
+
+    Retrying is outermost: a call that waits for its next try holds no slot. What waits for the
+    rate holds one, so that the rate orders few calls and not all of them.
+    """
+    if rate is not None:
+        objects = _Objects(objects, Throttled(rate))
+    objects = _Objects(objects, Limited(max_requests))
+    return _Objects(objects, Retried(backoff or Backoff(), clock, observe))
+
+
+def equip_trees(
+    trees: TreeStore,
+    *,
+    clock: Clock,
+    backoff: Backoff | None = None,
+    max_requests: int = 32,
+    rate: Rate | None = None,
+    observe: Observer = ignore,
+) -> TreeStore:
+    """The same around a store that is a TreeStore by nature."""
+    if rate is not None:
+        trees = _Trees(trees, Throttled(rate))
+    trees = _Trees(trees, Limited(max_requests))
+    return _Trees(trees, Retried(backoff or Backoff(), clock, observe))
+
+
+class _Objects:
+    """An ObjectStore with something around each request. See ObjectStore for the contract."""
+
+    def __init__(self, inner: CommittableObjects, around: Around) -> None:
+        self._inner, self._around = inner, around
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._inner.capabilities
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._around(f"head {quote(key)}", 0, lambda: self._inner.head(key))
+
+    async def get(
+        self, key: str, start: int = 0, end: int | None = None, *, tag: str | None = None
+    ) -> bytes:
+        # Without an end the size is not known before: small objects are read so.
+        size_bytes = 0 if end is None else end - start
+        return await self._around(
+            f"get {quote(key)}", size_bytes, lambda: self._inner.get(key, start, end, tag=tag)
+        )
+
+    async def put(self, key: str, data: Data, *, condition: Condition | None = None) -> ObjectInfo:
+        return await self._around(
+            f"put {quote(key)}",
+            len(data),
+            lambda: self._inner.put(key, data, condition=condition),
+        )
+
+    async def delete(self, key: str, *, tag: str | None = None) -> None:
+        await self._around(f"delete {quote(key)}", 0, lambda: self._inner.delete(key, tag=tag))
+
+    async def scan(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        walk = _Walk(self._inner, prefix)
+        what = f"list {quote(prefix)}"
+        while (info := await self._around(what, 0, walk.next)) is not None:
+            yield info
+
+    async def create_upload(self, key: str) -> Upload:
+        return await self._around(
+            f"begin upload of {quote(key)}", 0, lambda: self._inner.create_upload(key)
+        )
+
+    async def put_part(self, upload: Upload, number: int, data: Data) -> Part:
+        return await self._around(
+            f"put part {number} of {quote(upload.key)}",
+            len(data),
+            lambda: self._inner.put_part(upload, number, data),
+        )
+
+    async def complete_upload(
+        self, upload: Upload, parts: Sequence[Part], *, condition: Condition | None = None
+    ) -> ObjectInfo:
+        return await self._around(
+            f"complete upload of {quote(upload.key)}",
+            0,
+            lambda: self._inner.complete_upload(upload, parts, condition=condition),
+        )
+
+    async def abort_upload(self, upload: Upload) -> None:
+        what = f"abort upload of {quote(upload.key)}"
+        await self._around(what, 0, lambda: self._inner.abort_upload(upload))
+
+    async def scan_uploads(self, prefix: str) -> AsyncIterator[Upload]:
+        async def collect() -> list[Upload]:
+            return [upload async for upload in self._inner.scan_uploads(prefix)]
+
+        for upload in await self._around(f"list uploads of {quote(prefix)}", 0, collect):
+            yield upload
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _Walk:
+    """A scan taken step by step; after a failure it goes on behind the last key it gave out."""
+
+    def __init__(self, objects: CommittableObjects, prefix: str) -> None:
+        self._objects, self._prefix = objects, prefix
+        self._rest: AsyncIterator[ObjectInfo] | None = None
+        self._last: str | None = None
+
+    async def next(self) -> ObjectInfo | None:
+        if self._rest is None:
+            self._rest = self._objects.scan(self._prefix)
+        try:
+            async for info in self._rest:
+                if self._last is None or info.key > self._last:
+                    self._last = info.key
+                    return info
+        except BaseException:
+            self._rest = None
+            raise
+        return None
+
+
+class _Trees:
+    """A TreeStore with something around each call. See TreeStore for the contract."""
+
+    def __init__(self, inner: TreeStore, around: Around) -> None:
+        self._inner, self._around = inner, around
+
+    async def read_manifest(self, tree: str) -> Manifest:
+        what = f"read the manifest of {quote(tree)}"
+        return await self._around(what, 0, lambda: self._inner.read_manifest(tree))
+
+    async def read_header(self, tree: str) -> Header:
+        what = f"read the header of {quote(tree)}"
+        return await self._around(what, 0, lambda: self._inner.read_header(tree))
+
+    def find(self, tree: str) -> AsyncIterator[str]:
+        return self._inner.find(tree)
+
+    async def list_files(self, tree: str) -> list[NewFile]:
+        return await self._around(f"list {quote(tree)}", 0, lambda: self._inner.list_files(tree))
+
+    @asynccontextmanager
+    async def open(self, tree: str, manifest: Manifest | None) -> AsyncIterator[TreeReader]:
+        async with AsyncExitStack() as stack:
+            reader = await self._around(
+                f"open {quote(tree)}",
+                0,
+                lambda: stack.enter_async_context(self._inner.open(tree, manifest)),
+            )
+            yield _Reader(reader, self._around)
+
+    @asynccontextmanager
+    async def begin(self, tree: str, intent: Intent) -> AsyncIterator[TreeWriter]:
+        async with AsyncExitStack() as stack:
+            writer = await self._around(
+                f"begin to write {quote(tree)}",
+                0,
+                lambda: stack.enter_async_context(self._inner.begin(tree, intent)),
+            )
+            yield _Writer(writer, self._around)
+
+    async def delete(
+        self, tree: str, *, expect: str | None = None, uncommitted: bool = False
+    ) -> Deleted:
+        return await self._around(
+            f"delete {quote(tree)}",
+            0,
+            lambda: self._inner.delete(tree, expect=expect, uncommitted=uncommitted),
+        )
+
+    async def confirm(self, tree: str) -> Durability:
+        return await self._around(f"confirm {quote(tree)}", 0, lambda: self._inner.confirm(tree))
+
+    async def mark_root(self, tree: str, marker: bytes) -> bytes:
+        what = f"mark the root {quote(tree)}"
+        return await self._around(what, 0, lambda: self._inner.mark_root(tree, marker))
+
+    async def probe(self, tree: str) -> TreeCapabilities:
+        return await self._around(f"probe {quote(tree)}", 0, lambda: self._inner.probe(tree))
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _Reader:
+    def __init__(self, inner: TreeReader, around: Around) -> None:
+        self._inner, self._around = inner, around
+
+    async def read(self, file: NewFile, start: int, end: int) -> Block:
+        what = f"read {quote(file.path)}"
+        return await self._around(what, end - start, lambda: self._inner.read(file, start, end))
+
+    async def read_many(self, files: Sequence[NewFile]) -> list[bytes]:
+        size_bytes = sum(file.size_bytes for file in files)
+        return await self._around(
+            f"read {len(files)} files", size_bytes, lambda: self._inner.read_many(files)
+        )
+
+
+class _Writer:
+    def __init__(self, inner: TreeWriter, around: Around) -> None:
+        self._inner, self._around = inner, around
+
+    async def write(self, file: NewFile, offset: int, block: Block) -> None:
+        await self._around(
+            f"write {quote(file.path)}",
+            len(block.data),
+            lambda: self._inner.write(file, offset, block),
+        )
+
+    async def write_many(self, files: Sequence[tuple[NewFile, bytes]]) -> None:
+        size_bytes = sum(len(data) for _, data in files)
+        await self._around(
+            f"write {len(files)} files", size_bytes, lambda: self._inner.write_many(files)
+        )
+
+    async def discard(self, path: str) -> None:
+        what = f"discard {quote(path)}"
+        await self._around(what, 0, lambda: self._inner.discard(path))
+
+    async def commit(self, manifest: Manifest) -> Durability:
+        return await self._around("commit", 0, lambda: self._inner.commit(manifest))

@@ -1,0 +1,21 @@
+"""Keeping a tree in sync: what moves it, by which settings, and what became of it."""
+
+from .base import AsyncSyncer, Path, Receipt
+from .command import CommandSyncer
+from .commits import Commit, ProbeReport, VerifyReport
+from .settings import SyncConfig
+from .storage_syncer import StorageSyncer
+from .upload import SyncPlan
+
+__all__ = [
+    "AsyncSyncer",
+    "CommandSyncer",
+    "Commit",
+    "Path",
+    "ProbeReport",
+    "Receipt",
+    "StorageSyncer",
+    "SyncConfig",
+    "SyncPlan",
+    "VerifyReport",
+]

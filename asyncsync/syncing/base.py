@@ -1,0 +1,81 @@
+"""What moves trees: the AsyncSyncer protocol and the receipt it returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from ..manifest import Kind
+from ..storage import Deleted, Durability
+
+__all__ = ["AsyncSyncer", "Path", "Receipt"]
+
+Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a finished sync did. It is only ever returned for a commit that stands.
+
+    Attributes:
+        location: where the commit is (for a download: the local directory).
+        identity: digest of the content; equal content has equal identity.
+        kind: `sealed` or `rolling`.
+        files, size_bytes: of the whole tree.
+        sent_files, sent_bytes: what was moved.
+        skipped_files, skipped_bytes: what was there already.
+        deleted_files: what is no longer part of the tree.
+        left_out: names that cannot be part of a rolling tree (links, sockets), with the reason.
+        rounds: how often the source was read until it held still; 1 is normal.
+        seconds: how long it took.
+        snapshot: how the source was held still: `in place`, by checking that nothing changed.
+        durability: what the commit survives: `memory`, `reduced`, `fsync` or `cloud`.
+    """
+
+    location: str
+    identity: str
+    kind: Kind
+    files: int
+    size_bytes: int
+    sent_files: int = 0
+    sent_bytes: int = 0
+    skipped_files: int = 0
+    skipped_bytes: int = 0
+    deleted_files: int = 0
+    left_out: tuple[tuple[str, str], ...] = ()
+    rounds: int = 1
+    seconds: float = 0.0
+    snapshot: str = "in place"
+    durability: Durability = "fsync"
+
+
+@runtime_checkable
+class AsyncSyncer(Protocol):
+    """Moves trees between a local directory and somewhere else. Anyone can write one.
+
+    A coroutine that returns has succeeded; one that fails raises. Cancelled, it stops promptly and
+    leaves the target as it was or complete. Every implementation passes
+    `asyncsync.testing.SyncerContract`.
+    """
+
+    async def sync_up(
+        self, local_dir: Path, remote_dir: Path, *, exclude: Sequence[str] = ()
+    ) -> Receipt | None:
+        """Make `remote_dir` hold what `local_dir` holds, without what `exclude` matches."""
+        ...
+
+    async def sync_down(
+        self, remote_dir: Path, local_dir: Path, *, exclude: Sequence[str] = ()
+    ) -> Receipt | None:
+        """Make `local_dir` hold what `remote_dir` holds, without what `exclude` matches."""
+        ...
+
+    async def delete(self, remote_dir: Path) -> Deleted | None:
+        """Remove `remote_dir` and everything of ours in it; NotFoundError if it is not there."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of resources. Again: no effect."""
+        ...

@@ -1,0 +1,117 @@
+"""What can be found at a location: commits, which is the newest, and whether they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from ..errors import BusyError, IntegrityError, NotFoundError
+from ..location import Location
+from ..manifest import Header, Kind
+from ..storage import TreeCapabilities, TreeStore
+from .decisions import step_of
+
+__all__ = ["Commit", "ProbeReport", "VerifyReport", "find_commits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A commit as its header describes it.
+
+    Attributes:
+        location: where it is.
+        step, epoch, sequence, created: what it is ordered by; see the manifest's header.
+        identity: digest of the content; empty if the manifest is damaged.
+        part_of: identity of the commit that this is a restored part of, or None.
+        damaged: why the manifest cannot be read, or None.
+    """
+
+    location: str
+    name: str
+    kind: Kind = "sealed"
+    step: int | None = None
+    epoch: int = 0
+    sequence: int = 1
+    created: float = 0.0
+    identity: str = ""
+    files: int = 0
+    size_bytes: int = 0
+    part_of: str | None = None
+    damaged: str | None = None
+
+    @classmethod
+    def of(cls, location: Location, header: Header) -> Commit:
+        """The commit at `location`."""
+        return cls(
+            location=str(location),
+            name=location.name,
+            kind=header.kind,
+            step=header.step,
+            epoch=header.epoch,
+            sequence=header.sequence,
+            created=header.created,
+            identity=header.identity,
+            files=header.files,
+            size_bytes=header.size_bytes,
+            part_of=header.part_of,
+        )
+
+    @property
+    def order(self) -> tuple[int, int, int, float, str]:
+        """Newer commits compare greater."""
+        step = -1 if self.step is None else self.step
+        return (self.epoch, step, self.sequence, self.created, self.location)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What reading every byte of a commit showed. `failures` are (path, reason)."""
+
+    location: str
+    identity: str
+    files: int
+    size_bytes: int
+    failures: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeReport:
+    """What a place can do.
+
+    Attributes:
+        marker: id of the storage root, equal on every machine that sees the same one.
+        clock_offset_s: the store's clock minus ours; None where it has none of its own.
+    """
+
+    location: str
+    capabilities: TreeCapabilities
+    marker: str
+    clock_offset_s: float | None = None
+
+
+async def find_commits(store: TreeStore, location: Location, tree: str) -> list[Commit]:
+    """The commits at and below `location`, newest first; damaged ones are among them, and say so.
+
+    Raises:
+        NotFoundError: there is nothing at all.
+    """
+    found = [commit async for commit in _each(store, location, tree)]
+    return sorted(found, key=lambda commit: commit.order, reverse=True)
+
+
+async def _each(store: TreeStore, location: Location, tree: str) -> AsyncIterator[Commit]:
+    async for name in store.find(tree):
+        below = name[len(tree) :].lstrip("/")
+        place = location / below if below else location
+        try:
+            yield Commit.of(place, await store.read_header(name))
+        except IntegrityError as exc:
+            yield Commit(
+                location=str(place), name=place.name, step=step_of(place.name), damaged=str(exc)
+            )
+        except (NotFoundError, BusyError):
+            continue  # deleted or replaced since the listing: not a commit at this moment

@@ -1,0 +1,114 @@
+"""What a sync may do, decided from values. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import ConfigError, quote
+from ..location import Location
+from ..manifest import FileEntry, Kind, Manifest
+from ..storage import NewFile
+
+__all__ = ["RestorePlan", "check_overlap", "may_replace", "plan_restore", "step_of"]
+
+_TRAILING_NUMBER = re.compile(r"(?:^|\D)0*(\d{1,18})$")
+
+
+def step_of(name: str) -> int | None:
+    """The training step in a checkpoint's name: `checkpoint_000010` is 10."""
+    match = _TRAILING_NUMBER.search(name)
+    return int(match[1]) if match else None
+
+
+def check_overlap(local: str, remote: Location) -> None:
+    """Refuse to sync a directory with itself, or with one inside the other.
+
+    Args:
+        local: absolute path.
+        remote: where the other tree is; only `file` locations can overlap.
+
+    Raises:
+        ConfigError: they overlap.
+    """
+    if remote.scheme != "file":
+        return
+    one, other = local.rstrip("/") + "/", remote.path.rstrip("/") + "/"
+    if one == other:
+        raise ConfigError(f"source and target are the same directory: {quote(local)}")
+    if one.startswith(other) or other.startswith(one):
+        outer, inner = sorted((local, remote.path), key=len)
+        raise ConfigError(
+            f"source and target overlap: {quote(inner)} is inside {quote(outer)}; "
+            "choose a place outside"
+        )
+
+
+def may_replace(
+    previous: Manifest, *, kind: Kind, origin: str | None, writer: str, replace: bool
+) -> bool:
+    """Whether a changed source may take the place of the commit at the target.
+
+    A rolling tree may when that commit is the version its writer has seen: the one it wrote
+    itself, or the one that the source was restored from. Anything else needs `replace`.
+
+    Args:
+        previous: the commit at the target.
+        kind: of the new version.
+        origin: identity in the source's own root manifest: what it was restored from.
+        writer: who is writing.
+        replace: the caller said so.
+    """
+    if replace:
+        return True
+    if kind == "sealed" or previous.header.kind == "sealed":
+        return False
+    return previous.header.writer == writer or previous.identity == origin
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePlan:
+    """What to do with every file of a restore, by path and in order.
+
+    Attributes:
+        fetch: absent, or ours and out of date.
+        keep: there already, byte for byte.
+        clash: there, with content that asyncsync did not put there.
+        delete: ours, unchanged, and no longer part of the tree.
+    """
+
+    fetch: tuple[FileEntry, ...]
+    keep: tuple[FileEntry, ...]
+    clash: tuple[str, ...]
+    delete: tuple[str, ...]
+
+
+def plan_restore(
+    wanted: Mapping[str, FileEntry],
+    local: Mapping[str, NewFile],
+    digests: Mapping[str, str],
+    previous: Mapping[str, FileEntry],
+) -> RestorePlan:
+    """Decide what makes a directory hold `wanted` without touching what is not ours.
+
+    Args:
+        wanted: the files of the commit, by path.
+        local: the files in the directory.
+        digests: digest of each local file that `wanted` or `previous` lists in the same size.
+        previous: what an earlier restore put there.
+    """
+    fetch, keep, clash = list[FileEntry](), list[FileEntry](), list[str]()
+    for path, entry in wanted.items():
+        if path not in local:
+            fetch.append(entry)
+        elif digests.get(path) == entry.digest:
+            keep.append(entry)
+        elif path in previous and digests.get(path) == previous[path].digest:
+            fetch.append(entry)
+        else:
+            clash.append(path)
+    gone = [path for path in previous if path not in wanted and path in local]
+    delete = [path for path in gone if digests.get(path) == previous[path].digest]
+    changed = [path for path in gone if path not in delete]
+    return RestorePlan(tuple(fetch), tuple(keep), tuple(clash + changed), tuple(delete))

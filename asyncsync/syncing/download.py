@@ -1,0 +1,346 @@
+"""One attempt to make a local directory hold what a location holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from ..clock import Clock
+from ..concurrency import Threads
+from ..errors import (
+    ClashError,
+    ConfigError,
+    NotCommittedError,
+    NotFoundError,
+    quote,
+    quote_some,
+)
+from ..events import Committed, Observer, Planned
+from ..location import Location
+from ..manifest import Entry, FileEntry, Header, Manifest
+from ..names import new_attempt
+from ..patterns import Selection
+from ..storage import Durability, Intent, NewFile, TreeStore, TreeWriter
+from ..storage.local import LocalTrees
+from ..transfer import Committed as CommittedSource
+from ..transfer import Directory, Engine, SourceFile, Tally, Unverified
+from .base import Receipt
+from .decisions import RestorePlan, plan_restore
+from .upload import SyncPlan
+
+__all__ = ["Download", "DownloadRequest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadRequest:
+    """What the caller of a download asked for."""
+
+    remote: Location
+    local: str
+    selection: Selection
+    allow_unverified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """The commit (None: a tree without one), what of it is wanted, and what to do for it."""
+
+    whole: Manifest | None
+    wanted: tuple[Entry, ...]
+    raw: tuple[NewFile, ...]
+    previous: Manifest | None
+    plan: RestorePlan
+
+
+class Download:
+    """One download. Arguments as for Upload; the local directory is written as any local tree."""
+
+    def __init__(
+        self,
+        request: DownloadRequest,
+        store: TreeStore,
+        tree: str,
+        *,
+        engine: Engine,
+        threads: Threads,
+        clock: Clock,
+        observe: Observer,
+        tool: str,
+    ) -> None:
+        self._request, self._store, self._tree = request, store, tree
+        self._engine, self._threads, self._clock = engine, threads, clock
+        self._observe, self._tool = observe, tool
+        self._target = LocalTrees("/", threads)
+        self._target_tree = request.local.lstrip("/")
+        self._tally = Tally(observe)
+        self.identity: str | None = None
+        """Which commit it is reading, once it knows."""
+
+    async def plan(self) -> SyncPlan:
+        """What `run` would do; writes nothing."""
+        decided = await self._decide()
+        fetch = [_new(entry) for entry in decided.plan.fetch]
+        return SyncPlan(
+            target=self._request.local,
+            send=tuple(fetch) + decided.raw,
+            skip=tuple(_new(entry) for entry in decided.plan.keep),
+            delete=decided.plan.delete,
+        )
+
+    async def run(self) -> Receipt:
+        """Fetch what is not there yet, verify it, and commit it locally.
+
+        Raises:
+            IntegrityError: what arrived is not what was committed; the directory is as it was.
+            ClashError: the directory holds files of the user's own under these names.
+        """
+        started = self._clock.monotonic()
+        decided = await self._decide()
+        receipt = await (self._fetch(decided) if decided.whole else self._fetch_raw(decided))
+        nested = await self._nested(decided)
+        return replace(
+            receipt,
+            sent_files=receipt.sent_files + sum(r.sent_files for r in nested),
+            sent_bytes=receipt.sent_bytes + sum(r.sent_bytes for r in nested),
+            seconds=self._clock.monotonic() - started,
+        )
+
+    # -- deciding
+
+    async def _decide(self) -> _Decided:
+        try:
+            whole = await self._store.read_manifest(self._tree)
+        except NotCommittedError:
+            if not self._request.allow_unverified:
+                raise
+            return await self._decide_raw()
+        self.identity = whole.identity
+        wanted = self._wanted(whole)
+        previous = await self._previous(whole)
+        files = {entry.path: entry for entry in wanted if isinstance(entry, FileEntry)}
+        plan = await self._compare(files, previous.files if previous else {})
+        self._announce(plan)
+        return _Decided(whole, self._with_earlier(whole, wanted, previous), (), previous, plan)
+
+    def _wanted(self, whole: Manifest) -> tuple[Entry, ...]:
+        selection = self._request.selection
+        if selection.everything:
+            return whole.entries
+        chosen = tuple(
+            entry
+            for entry in whole.entries
+            if (
+                selection.takes(entry.path)
+                if isinstance(entry, FileEntry)
+                else selection.takes_directory(entry.path)
+            )
+        )
+        if whole.entries and not chosen:
+            raise NotFoundError(
+                f"{quote(str(self._request.remote))} holds {len(whole.files)} files, but the "
+                "patterns select none of them; `ls` and verify show what there is",
+                side="source",
+            )
+        return chosen
+
+    async def _previous(self, whole: Manifest) -> Manifest | None:
+        """What an earlier restore put into the directory."""
+        try:
+            previous = await self._target.read_manifest(self._target_tree)
+        except NotFoundError as exc:
+            self._refuse_file(exc)
+            return None
+        source = previous.header.part_of or previous.identity
+        if not self._request.selection.everything and source != whole.identity:
+            raise ClashError(
+                f"{quote(self._request.local)} holds (a part of) another commit, "
+                f"{source[:12]}; restore a part into an empty directory",
+                side="target",
+            )
+        return previous
+
+    def _refuse_file(self, cause: NotFoundError) -> None:
+        if os.path.lexists(self._request.local) and not os.path.isdir(self._request.local):
+            raise ConfigError(
+                f"target {quote(self._request.local)} is a file; name a directory"
+            ) from cause
+
+    def _with_earlier(
+        self, whole: Manifest, wanted: tuple[Entry, ...], previous: Manifest | None
+    ) -> tuple[Entry, ...]:
+        """A part of a commit joins the parts of the same commit that are there already."""
+        if previous is None or self._request.selection.everything:
+            return wanted
+        paths = {entry.path for entry in wanted}
+        return (*wanted, *(entry for entry in previous.entries if entry.path not in paths))
+
+    async def _compare(
+        self, wanted: Mapping[str, FileEntry], previous: Mapping[str, FileEntry]
+    ) -> RestorePlan:
+        async with self._local_files() as (directory, files):
+            if directory is None:
+                return plan_restore(wanted, {}, {}, {})
+            unsure = [
+                file
+                for path, file in files.items()
+                if any(
+                    path in entries and entries[path].size_bytes == file.size_bytes
+                    for entries in (wanted, previous)
+                )
+            ]
+            outcome = await self._engine.check(unsure, directory, Tally(lambda event: None))
+        digests = {path: entry.digest for path, entry in outcome.entries.items()}
+        local = {path: file.new for path, file in files.items()}
+        if not self._request.selection.everything:
+            previous = {path: entry for path, entry in previous.items() if path in wanted}
+        plan = plan_restore(wanted, local, digests, previous)
+        if plan.clash:
+            raise ClashError(
+                f"{quote(self._request.local)} holds files that are not what asyncsync restored "
+                f"there: {quote_some(plan.clash)}; move them away, or restore elsewhere",
+                side="target",
+                paths=plan.clash,
+            )
+        return plan
+
+    @asynccontextmanager
+    async def _local_files(self) -> AsyncIterator[tuple[Directory | None, dict[str, SourceFile]]]:
+        """What is in the target directory, if it exists. Links and the like are not ours."""
+        try:
+            opening = Directory.open(self._request.local, "rolling", self._threads)
+            async with opening as directory:
+                yield directory, (await directory.scan(Selection())).files
+        except NotFoundError:
+            yield None, {}
+
+    async def _decide_raw(self) -> _Decided:
+        takes = self._request.selection.takes
+        raw = [f for f in await self._store.list_files(self._tree) if takes(f.path)]
+        nothing = RestorePlan((), (), (), ())
+        async with self._local_files() as (_, files):
+            clash = sorted(files.keys() & {file.path for file in raw})
+        if clash:
+            raise ClashError(
+                f"{quote(self._request.local)} holds files under the same names: "
+                f"{quote_some(clash)}; choose an empty directory",
+                side="target",
+                paths=clash,
+            )
+        return _Decided(None, (), tuple(raw), None, nothing)
+
+    def _announce(self, plan: RestorePlan) -> None:
+        self._observe(
+            Planned(
+                send_files=len(plan.fetch),
+                send_bytes=sum(entry.size_bytes for entry in plan.fetch),
+                skip_files=len(plan.keep),
+                skip_bytes=sum(entry.size_bytes for entry in plan.keep),
+                delete_files=len(plan.delete),
+            )
+        )
+
+    # -- fetching
+
+    async def _fetch(self, decided: _Decided) -> Receipt:
+        assert decided.whole is not None, "only trees with a manifest come here"
+        manifest = self._local_manifest(decided.whole, decided.wanted)
+        there = decided.previous.identity if decided.previous else None
+        if there == manifest.identity and not decided.plan.fetch:
+            durability = await self._target.confirm(self._target_tree)
+            return self._receipt(manifest, decided, durability)
+        where = quote(str(self._request.remote))
+        async with self._begin(decided) as writer:
+            async with self._store.open(self._tree, decided.whole) as reader:
+                source = CommittedSource(reader, where)
+                await self._engine.send(decided.plan.fetch, source, writer, self._tally)
+            durability = await writer.commit(manifest)
+        return self._committed(manifest, decided, durability)
+
+    async def _fetch_raw(self, decided: _Decided) -> Receipt:
+        async with self._begin(decided) as writer:
+            async with self._store.open(self._tree, None) as reader:
+                outcome = await self._engine.send(
+                    decided.raw, Unverified(reader), writer, self._tally
+                )
+            header = Header(
+                name=self._request.remote.name,
+                attempt=new_attempt(),
+                tool=self._tool,
+                created=round(self._clock.now(), 3),
+            )
+            manifest = Manifest.of(header, outcome.entries.values())
+            durability = await writer.commit(manifest)
+        return self._committed(manifest, decided, durability)
+
+    @asynccontextmanager
+    async def _begin(self, decided: _Decided) -> AsyncIterator[TreeWriter]:
+        intent = Intent(
+            attempt=new_attempt(),
+            expect=decided.previous.identity if decided.previous else None,
+            in_place=True,
+        )
+        async with self._target.begin(self._target_tree, intent) as writer:
+            yield writer
+
+    @staticmethod
+    def _local_manifest(whole: Manifest, wanted: tuple[Entry, ...]) -> Manifest:
+        """The commit's own manifest, or one of the chosen part that says what it is a part of."""
+        if len(wanted) == len(whole.entries):
+            return whole
+        header = msgspec.structs.replace(whole.header, part_of=whole.identity)
+        return Manifest.of(header, wanted)
+
+    def _committed(self, manifest: Manifest, decided: _Decided, durability: Durability) -> Receipt:
+        local = self._request.local
+        self._observe(Committed(location=local, identity=manifest.identity, durability=durability))
+        return self._receipt(manifest, decided, durability)
+
+    def _receipt(self, manifest: Manifest, decided: _Decided, durability: Durability) -> Receipt:
+        return Receipt(
+            location=self._request.local,
+            identity=manifest.identity,
+            kind=manifest.header.kind,
+            files=manifest.header.files,
+            size_bytes=manifest.header.size_bytes,
+            sent_files=self._tally.moved_files,
+            sent_bytes=self._tally.moved_bytes,
+            skipped_files=len(decided.plan.keep),
+            skipped_bytes=sum(entry.size_bytes for entry in decided.plan.keep),
+            deleted_files=len(decided.plan.delete),
+            durability=durability,
+        )
+
+    async def _nested(self, decided: _Decided) -> list[Receipt]:
+        """Fetch the commits inside, too. One that is gone by now is not missed."""
+        receipts = list[Receipt]()
+        for entry in decided.whole.nested if decided.whole else ():
+            if not self._request.selection.takes_directory(entry.path):
+                continue
+            child = Download(
+                replace(
+                    self._request,
+                    remote=self._request.remote / entry.path,
+                    local=f"{self._request.local}/{entry.path}",
+                    selection=Selection(),
+                ),
+                self._store,
+                f"{self._tree}/{entry.path}".lstrip("/"),
+                engine=self._engine,
+                threads=self._threads,
+                clock=self._clock,
+                observe=self._observe,
+                tool=self._tool,
+            )
+            try:
+                receipts.append(await child.run())
+            except NotFoundError:
+                continue
+        return receipts
+
+
+def _new(entry: FileEntry) -> NewFile:
+    return NewFile(entry.path, entry.size_bytes, entry.mode, entry.mtime_ns)

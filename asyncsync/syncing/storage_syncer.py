@@ -1,0 +1,615 @@
+"""StorageSyncer: the syncer for every location that asyncsync knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+import msgspec
+
+from ..clock import Clock, SystemClock
+from ..concurrency import Threads
+from ..errors import (
+    AsyncSyncError,
+    ConfigError,
+    ConflictError,
+    DeadlineError,
+    IntegrityError,
+    NotFoundError,
+    TransferError,
+    quote,
+    quote_some,
+)
+from ..events import FellBack, Kept, Observer, Started, ignore
+from ..location import Location
+from ..manifest import FileEntry, Kind
+from ..names import new_attempt
+from ..patterns import Selection
+from ..storage import Backoff, Deleted, Rate, TreeStore, equip_trees, open_trees, retry
+from ..transfer import Bounds, Committed, Engine, Links, Tally
+from ..units import MIB
+from ..version import __version__
+from .base import Path, Receipt
+from .commits import Commit, ProbeReport, VerifyReport, find_commits
+from .decisions import check_overlap
+from .download import Download, DownloadRequest
+from .upload import Request, SyncPlan, Upload
+
+__all__ = ["StorageSyncer"]
+
+T = TypeVar("T")
+_TOOL = f"asyncsync {__version__}"
+_REREADS = 3
+_LAYOUT_VERSION = 1
+
+
+class _Root(msgspec.Struct, frozen=True, rename={"layout": "asyncsync_root"}):
+    """The root marker: see docs/formats/manifest.md."""
+
+    layout: int
+    id: str
+    durability: str
+    exclusive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What a StorageSyncer is made of; pickles."""
+
+    bounds: Bounds
+    bwlimit: float | None
+    sync_timeout: float | None
+
+
+class StorageSyncer:
+    """Syncs trees with any location, verified, committed at once or not at all.
+
+    It may be shared between tasks: they share its bounds. Open it with `async with`, or close it
+    with `aclose`. A pickled copy has the same settings and nothing in flight.
+
+    Args:
+        memory_bytes: file content held in memory at once, over all syncs.
+        max_files: files, or batches of small ones, in progress at once.
+        max_requests: reads and writes in progress at once.
+        bwlimit: bytes per second that may move, over all syncs; None is no limit.
+        sync_timeout: seconds that one sync may take as a whole; None is no limit.
+        observe: is called with every event; it must be quick.
+        clock: what it takes the time from.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: int = 256 * MIB,
+        max_files: int = 64,
+        max_requests: int = 32,
+        bwlimit: float | None = None,
+        sync_timeout: float | None = None,
+        observe: Observer = ignore,
+        clock: Clock | None = None,
+    ) -> None:
+        for name, value in (
+            ("memory_bytes", memory_bytes),
+            ("max_files", max_files),
+            ("max_requests", max_requests),
+            ("bwlimit", bwlimit),
+            ("sync_timeout", sync_timeout),
+        ):
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be above 0, not {value!r}")
+        bounds = Bounds(memory_bytes=memory_bytes, max_files=max_files, max_requests=max_requests)
+        self._settings = _Settings(bounds, bwlimit, sync_timeout)
+        self._observe = observe
+        self._clock = clock or SystemClock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._engine = Engine(self._settings.bounds)
+        self._threads = Threads(min(8, self._settings.bounds.max_requests))
+        limit = self._settings.bwlimit
+        self._rate = Rate(limit, self._clock) if limit is not None else None
+        self._closed = False
+
+    def __reduce__(self) -> tuple[Callable[..., StorageSyncer], tuple[_Settings]]:
+        return _unpickle, (self._settings,)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Let go of threads and connections. Again: no effect."""
+        self._closed = True
+        self._threads.close()
+
+    # -- up, down, delete
+
+    async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise of its own
+        self,
+        local_dir: Path,
+        remote_dir: Path,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        kind: Kind | None = None,
+        replace: bool = False,
+        links: Links = "refuse",
+        step: int | None = None,
+        observe: Observer | None = None,
+    ) -> Receipt:
+        """Make `remote_dir` hold what `local_dir` holds, and commit it.
+
+        Readers see the version before or this one, never anything between, also when it fails or
+        is cancelled.
+
+        Args:
+            exclude, include: gitignore patterns relative to `local_dir`.
+            kind: `sealed` (written once) or `rolling` (updated again and again); None takes that
+                of the commit that is there, or `sealed`.
+            replace: take the place of whatever commit is there.
+            links: `follow` copies what links to files inside the tree lead to.
+            step: training step to order commits by; None takes the number the name ends in.
+
+        Raises:
+            ConflictError: another commit is there.
+            RefusedError: a name or kind of file that cannot be kept; nothing was moved.
+            SourceChangedError: the source never held still.
+            DeadlineError: `sync_timeout` is over.
+            AsyncSyncError: another failure; its class says what to do.
+        """
+        request = Request(
+            local=_local(local_dir),
+            remote=Location.parse(remote_dir),
+            selection=Selection(tuple(exclude), tuple(include)),
+            kind=kind,
+            replace=replace,
+            links=links,
+            step=step,
+        )
+        told = observe or self._observe
+        async with self._store(request.remote, told) as (store, tree):
+            check_overlap(request.local, request.remote)
+            told(Started(direction="up", source=request.local, target=str(request.remote)))
+
+            async def attempt() -> Receipt:
+                try:
+                    return await self._upload(request, store, tree, told).run()
+                except ConflictError:
+                    # Somebody committed after we had looked: whether that is a conflict or the
+                    # same content is for a second look to say.
+                    return await self._upload(request, store, tree, told).run()
+
+            return await self._bounded("sync up", request.remote, attempt, told)
+
+    async def plan_up(
+        self,
+        local_dir: Path,
+        remote_dir: Path,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        kind: Kind | None = None,
+        replace: bool = False,
+        links: Links = "refuse",
+    ) -> SyncPlan:
+        """What `sync_up` would do, without doing it. Raises what it would raise before it moves."""
+        request = Request(
+            local=_local(local_dir),
+            remote=Location.parse(remote_dir),
+            selection=Selection(tuple(exclude), tuple(include)),
+            kind=kind,
+            replace=replace,
+            links=links,
+        )
+        async with self._store(request.remote, self._observe) as (store, tree):
+            check_overlap(request.local, request.remote)
+            return await self._upload(request, store, tree, ignore).plan()
+
+    async def sync_down(
+        self,
+        remote_dir: Path,
+        local_dir: Path,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        allow_unverified: bool = False,
+        observe: Observer | None = None,
+    ) -> Receipt:
+        """Make `local_dir` hold what `remote_dir` holds, or the part of it that is selected.
+
+        Every chunk is compared with the manifest before it becomes visible. Files of the user's
+        own stay; one under a name of the tree is refused.
+
+        Args:
+            allow_unverified: take a tree without a manifest as it is.
+
+        Raises:
+            NotFoundError, NotCommittedError: there is no commit to read.
+            IntegrityError: it is damaged; `local_dir` is as it was.
+            ClashError: files of the user's own are in the way; nothing was written.
+        """
+        request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
+        told = observe or self._observe
+        async with self._store(request.remote, told) as (store, tree):
+            check_overlap(request.local, request.remote)
+            told(Started(direction="down", source=str(request.remote), target=request.local))
+
+            async def attempt() -> Receipt:
+                return await self._download_current(request, store, tree, told)
+
+            return await self._bounded("sync down", request.remote, attempt, told)
+
+    async def plan_down(
+        self,
+        remote_dir: Path,
+        local_dir: Path,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        allow_unverified: bool = False,
+    ) -> SyncPlan:
+        """What `sync_down` would do, without doing it."""
+        request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
+        async with self._store(request.remote, self._observe) as (store, tree):
+            check_overlap(request.local, request.remote)
+            return await self._download(request, store, tree, ignore).plan()
+
+    async def delete(
+        self,
+        remote_dir: Path,
+        *,
+        allow_uncommitted: bool = False,
+        observe: Observer | None = None,
+    ) -> Deleted:
+        """Delete the commit at `remote_dir` and those inside it, the manifest first.
+
+        Files that no manifest lists stay; the result names them.
+
+        Args:
+            allow_uncommitted: delete a tree without a manifest, too.
+
+        Raises:
+            NotFoundError, NotCommittedError: there is nothing to delete.
+        """
+        remote = Location.parse(remote_dir)
+        told = observe or self._observe
+        async with self._store(remote, told) as (store, tree):
+            told(Started(direction="delete", source=str(remote), target=str(remote)))
+
+            async def attempt() -> Deleted:
+                return await store.delete(tree, uncommitted=allow_uncommitted)
+
+            deleted = await self._bounded("delete", remote, attempt, told)
+        for path in deleted.kept:
+            told(Kept(path=path, reason="no manifest lists it"))
+        return deleted
+
+    # -- looking
+
+    async def verify(self, remote_dir: Path, *, observe: Observer | None = None) -> VerifyReport:
+        """Read every byte of the commit at `remote_dir` and compare it with the manifest.
+
+        Raises:
+            NotFoundError, NotCommittedError: there is no commit.
+            IntegrityError: the manifest itself is damaged.
+        """
+        remote = Location.parse(remote_dir)
+        told = observe or self._observe
+        async with self._store(remote, told) as (store, tree):
+            told(Started(direction="verify", source=str(remote), target=str(remote)))
+
+            async def attempt() -> VerifyReport:
+                for _ in range(_REREADS):
+                    report = await self._verify(store, tree, remote, told)
+                    if report.ok or await self._is_current(store, tree, report.identity):
+                        return report
+                return report
+
+            return await self._bounded("verify", remote, attempt, told)
+
+    async def _verify(
+        self, store: TreeStore, tree: str, remote: Location, observe: Observer
+    ) -> VerifyReport:
+        manifest = await store.read_manifest(tree)
+        failures = dict[str, str]()
+        left: dict[str, FileEntry] = dict(manifest.files)
+        tally = Tally(observe)
+        async with store.open(tree, manifest) as reader:
+            source = Committed(reader, quote(str(remote)))
+            while left:
+                try:
+                    await self._engine.check(list(left.values()), source, tally)
+                    break
+                except (IntegrityError, TransferError) as exc:
+                    found = _by_path(exc, left)
+                    failures |= found
+                    for path in found:
+                        del left[path]
+        return VerifyReport(
+            location=str(remote),
+            identity=manifest.identity,
+            files=manifest.header.files,
+            size_bytes=manifest.header.size_bytes,
+            failures=tuple(sorted(failures.items())),
+        )
+
+    async def commits(self, remote_dir: Path) -> AsyncIterator[Commit]:
+        """The commits at and below `remote_dir`, newest first; damaged ones say so.
+
+        Raises:
+            NotFoundError: there is nothing at all.
+        """
+        for commit in await self._find(Location.parse(remote_dir)):
+            yield commit
+
+    async def latest(self, remote_dir: Path) -> Commit | None:
+        """The newest commit below `remote_dir`, or the one there; None if there is none.
+
+        Raises:
+            IntegrityError: the newest one's manifest is damaged; names the next one.
+        """
+        remote = Location.parse(remote_dir)
+        try:
+            found = _candidates(await self._find(remote), remote)
+        except NotFoundError:
+            return None
+        if not found:
+            return None
+        newest = found[0]
+        if newest.damaged is None:
+            location = Location.parse(newest.location)
+            async with self._store(location, self._observe) as (store, tree):
+                try:
+                    manifest = await store.read_manifest(tree)
+                    return Commit.of(location, manifest.header)
+                except IntegrityError as exc:
+                    raise _damaged(newest, str(exc), found[1:]) from exc
+        raise _damaged(newest, newest.damaged, found[1:])
+
+    async def _find(self, remote: Location) -> list[Commit]:
+        async with self._store(remote, self._observe) as (store, tree):
+            return await self._bounded(
+                "list", remote, lambda: find_commits(store, remote, tree), self._observe
+            )
+
+    async def restore(
+        self,
+        remote_dir: Path,
+        local_dir: Path,
+        *,
+        step: int | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        fallback: bool = False,
+        observe: Observer | None = None,
+    ) -> Receipt:
+        """Sync down the newest commit at or below `remote_dir`, or the one of `step`.
+
+        Args:
+            fallback: when the newest is damaged, use the next older one, and say so in an event.
+
+        Raises:
+            NotFoundError: no commit, or none of that step.
+            IntegrityError: it is damaged; names the next older one unless `fallback`.
+        """
+        remote = Location.parse(remote_dir)
+        found = _candidates(await self._find(remote), remote)
+        if step is not None:
+            chosen = [commit for commit in found if commit.step == step]
+            if found and not chosen:
+                steps = [str(c.step) for c in found if c.step is not None]
+                raise NotFoundError(
+                    f"no commit of step {step} at {quote(str(remote))}; there are "
+                    f"{quote_some(steps)}"
+                )
+            found = chosen
+        if not found:
+            raise NotFoundError(f"no commit at or below {quote(str(remote))}")
+        told = observe or self._observe
+        for commit, older in zip(found, [*found[1:], None], strict=True):
+            try:
+                _refuse_damaged(commit)
+                return await self.sync_down(
+                    commit.location, local_dir, include=include, exclude=exclude, observe=told
+                )
+            except IntegrityError as exc:
+                if not fallback or older is None:
+                    raise _damaged(commit, str(exc), found[found.index(commit) + 1 :]) from exc
+                told(FellBack(damaged=commit.location, used=older.location, reason=str(exc)))
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    async def probe(self, remote_dir: Path) -> ProbeReport:
+        """Find out what the place can do, and mark it as a storage root.
+
+        The marker, `.asyncsync-root.json`, is written once; its id is the same for everybody who
+        sees the same place.
+        """
+        remote = Location.parse(remote_dir)
+        async with self._store(remote, self._observe) as (store, tree):
+            able = await store.probe(tree)
+            proposed = _Root(_LAYOUT_VERSION, new_attempt(), able.durability, able.exclusive)
+            written = await store.mark_root(tree, msgspec.json.encode(proposed) + b"\n")
+        try:
+            marker = msgspec.json.decode(written, type=_Root)
+        except msgspec.MsgspecError as exc:
+            raise IntegrityError(
+                f"the root marker at {quote(str(remote))} is damaged; if this is the right place, "
+                "remove .asyncsync-root.json there and run doctor again"
+            ) from exc
+        return ProbeReport(location=str(remote), capabilities=able, marker=marker.id)
+
+    # -- helpers
+
+    @asynccontextmanager
+    async def _store(
+        self, location: Location, observe: Observer
+    ) -> AsyncIterator[tuple[TreeStore, str]]:
+        if self._closed:
+            raise ConfigError("this StorageSyncer is closed; open a new one")
+        store, tree = open_trees(location, threads=self._threads, clock=self._clock)
+        yield (
+            equip_trees(
+                store,
+                backoff=Backoff(),
+                clock=self._clock,
+                rate=self._rate,
+                observe=observe,
+            ),
+            tree,
+        )
+
+    async def _bounded(
+        self,
+        what: str,
+        location: Location,
+        operation: Callable[[], Awaitable[T]],
+        observe: Observer,
+    ) -> T:
+        """Run with retries, within `sync_timeout`."""
+        timeout_s = self._settings.sync_timeout
+        with anyio.move_on_after(timeout_s) as scope:
+            return await retry(operation, Backoff(), self._clock, what=what, observe=observe)
+        assert scope.cancelled_caught, "the only way past the return"
+        raise DeadlineError(
+            f"{what} {quote(str(location))}: not finished within {timeout_s:g} s; "
+            "run it again, or allow more time"
+        )
+
+    def _upload(self, request: Request, store: TreeStore, tree: str, observe: Observer) -> Upload:
+        return Upload(
+            request,
+            store,
+            tree,
+            engine=self._engine,
+            threads=self._threads,
+            clock=self._clock,
+            observe=observe,
+            tool=_TOOL,
+        )
+
+    def _download(
+        self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer
+    ) -> Download:
+        return Download(
+            request,
+            store,
+            tree,
+            engine=self._engine,
+            threads=self._threads,
+            clock=self._clock,
+            observe=observe,
+            tool=_TOOL,
+        )
+
+    async def _download_current(
+        self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer
+    ) -> Receipt:
+        """Download; once more if another version was committed while the old one was read."""
+        for _ in range(_REREADS):
+            download = self._download(request, store, tree, observe)
+            try:
+                return await download.run()
+            except (IntegrityError, TransferError):
+                if await self._is_current(store, tree, download.identity):
+                    raise
+        return await self._download(request, store, tree, observe).run()
+
+    @staticmethod
+    async def _is_current(store: TreeStore, tree: str, identity: str | None) -> bool:
+        try:
+            return identity is None or (await store.read_header(tree)).identity == identity
+        except AsyncSyncError:
+            return True  # it is gone or unreadable by now: the first error is the one to report
+
+    @staticmethod
+    def _download_request(
+        remote_dir: Path,
+        local_dir: Path,
+        exclude: Sequence[str],
+        include: Sequence[str],
+        allow_unverified: bool,
+    ) -> DownloadRequest:
+        return DownloadRequest(
+            remote=Location.parse(remote_dir),
+            local=_local(local_dir),
+            selection=Selection(tuple(exclude), tuple(include)),
+            allow_unverified=allow_unverified,
+        )
+
+
+def _unpickle(settings: _Settings) -> StorageSyncer:
+    bounds = settings.bounds
+    return StorageSyncer(
+        memory_bytes=bounds.memory_bytes,
+        max_files=bounds.max_files,
+        max_requests=bounds.max_requests,
+        bwlimit=settings.bwlimit,
+        sync_timeout=settings.sync_timeout,
+    )
+
+
+def _local(path: Path) -> str:
+    location = Location.parse(os.fspath(path))
+    if location.scheme != "file":
+        raise ConfigError(
+            f"{quote(str(location))} must be a local directory; `up` goes from local to remote, "
+            "`down` from remote to local"
+        )
+    return location.path
+
+
+def _candidates(found: list[Commit], remote: Location) -> list[Commit]:
+    """Newest first: the commit itself if it is sealed, else what is below it, else itself."""
+    here = [commit for commit in found if commit.location == str(remote)]
+    below = [c for c in found if c.location != str(remote) and c.part_of is None]
+    if here and (here[0].kind == "sealed" or not below):
+        return here
+    return below
+
+
+def _refuse_damaged(commit: Commit) -> None:
+    if commit.damaged is not None:
+        raise IntegrityError(commit.damaged, side="source")
+
+
+def _damaged(commit: Commit, reason: str, older: Sequence[Commit]) -> IntegrityError:
+    offer = (
+        f"the next older one is {quote(older[0].location)} (step {older[0].step}); fallback uses it"
+        if older
+        else "there is no older one"
+    )
+    return IntegrityError(
+        f"the newest commit, {quote(commit.location)}, is damaged: {reason}; {offer}",
+        side="source",
+    )
+
+
+def _by_path(error: AsyncSyncError, files: dict[str, FileEntry]) -> dict[str, str]:
+    """Which files an error is about, with the reason.
+
+    Raises:
+        AsyncSyncError: it is about none of `files`.
+    """
+    parts = error.failures if isinstance(error, TransferError) else (error,)
+    found = {
+        path: str(part)
+        for part in parts
+        if isinstance(part, IntegrityError)
+        for path in part.paths
+        if path in files
+    }
+    if not found:
+        raise error
+    return found

@@ -1,0 +1,474 @@
+"""One attempt to make a location hold what a local directory holds."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from ..clock import Clock
+from ..concurrency import Threads
+from ..digest import digest
+from ..errors import (
+    BusyError,
+    ConflictError,
+    NotFoundError,
+    RefusedError,
+    SourceChangedError,
+    quote,
+    quote_some,
+)
+from ..events import Committed, Observer, Planned, Skipped, SourceChanged, ignore
+from ..location import Location
+from ..manifest import DirectoryEntry, Entry, FileEntry, Header, Kind, Manifest, NestedEntry
+from ..names import new_attempt, sort_key
+from ..patterns import TEMPORARY_NAMES, Selection
+from ..storage import Durability, Intent, NewFile, TreeStore, TreeWriter
+from ..storage.local import LocalTrees
+from ..transfer import (
+    Directory,
+    Engine,
+    Links,
+    Plan,
+    Records,
+    Scan,
+    SourceFile,
+    Tally,
+    plan_transfer,
+)
+from .base import Receipt
+from .decisions import may_replace, step_of
+
+__all__ = ["Request", "SyncPlan", "Upload"]
+
+_ROUNDS = 10
+_PAUSE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the caller of an upload asked for."""
+
+    local: str
+    remote: Location
+    selection: Selection
+    kind: Kind | None = None
+    replace: bool = False
+    links: Links = "refuse"
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncPlan:
+    """What a sync would do: the answer to a dry run.
+
+    Attributes:
+        target: where to.
+        send: files that are not there, or other there (a file of the same size counts as other
+            until somebody has hashed both).
+        skip: files that are there already.
+        delete: paths that would disappear from the target.
+        left_out: names that cannot be part of a rolling tree, with the reason.
+    """
+
+    target: str
+    send: tuple[NewFile, ...]
+    skip: tuple[NewFile, ...]
+    delete: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def send_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.send)
+
+    @property
+    def skip_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.skip)
+
+
+@dataclass
+class _Found:
+    """What is at both ends, and what follows from it."""
+
+    kind: Kind
+    previous: Manifest | None
+    scan: Scan
+    plan: Plan
+    nested: tuple[NestedEntry, ...]
+    entries: dict[str, FileEntry] = field(default_factory=dict)
+
+    @property
+    def others(self) -> tuple[Entry, ...]:
+        return (*self.scan.directories, *self.nested)
+
+
+class Upload:
+    """One upload. `run` may be called once.
+
+    Args:
+        store, tree: the target.
+        engine, threads: the bounds it works within.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        store: TreeStore,
+        tree: str,
+        *,
+        engine: Engine,
+        threads: Threads,
+        clock: Clock,
+        observe: Observer,
+        tool: str,
+    ) -> None:
+        self._request, self._store, self._tree = request, store, tree
+        self._engine, self._threads, self._clock = engine, threads, clock
+        self._observe, self._tool = observe, tool
+        self._where = quote(str(request.remote))
+        self._writer = digest(
+            f"{platform.node()}\n{request.local}".encode(errors="surrogateescape")
+        )
+        self._records = Records(request.local)
+        self._tally = Tally(observe)
+
+    async def plan(self) -> SyncPlan:
+        """What `run` would do; writes nothing."""
+        async with self._source() as (source, previous, kind):
+            found = await self._look(source, previous, kind)
+            self._check_conflict(found, await self._origin())
+        return SyncPlan(
+            target=str(self._request.remote),
+            send=tuple(file.new for file in found.plan.send),
+            skip=tuple(found.scan.files[path].new for path in sorted(found.entries, key=sort_key)),
+            delete=found.plan.delete,
+            left_out=tuple(found.scan.left_out),
+        )
+
+    async def run(self) -> Receipt:
+        """Send what differs and commit.
+
+        Raises:
+            ConflictError: the target holds another commit, which this source may not replace.
+            SourceChangedError: the source never held still.
+        """
+        started = self._clock.monotonic()
+        async with self._source() as (source, previous, kind):
+            found = await self._look(source, previous, kind)
+            self._check_conflict(found, await self._origin())
+            found.nested += await self._send_nested(found)
+            receipt = await self._send(source, found)
+        return replace(receipt, seconds=self._clock.monotonic() - started)
+
+    # -- looking
+
+    @asynccontextmanager
+    async def _source(self) -> AsyncIterator[tuple[Directory, Manifest | None, Kind]]:
+        request = self._request
+        previous = await self._previous()
+        kind = request.kind or (previous.header.kind if previous else "sealed")
+        opened = Directory.open(request.local, kind, self._threads, links=request.links)
+        async with opened as source:
+            yield source, previous, kind
+
+    async def _previous(self) -> Manifest | None:
+        try:
+            return await self._store.read_manifest(self._tree)
+        except NotFoundError:
+            return None
+
+    async def _origin(self) -> str | None:
+        """Identity of what the source was restored from: its own root manifest, if it has one."""
+        try:
+            header = await LocalTrees("/", self._threads).read_header(
+                self._request.local.lstrip("/")
+            )
+        except NotFoundError:
+            return None
+        return header.identity
+
+    async def _look(self, source: Directory, previous: Manifest | None, kind: Kind) -> _Found:
+        nested = previous.nested if previous else await self._nested_there(kind)
+        found = await self._compare(source, previous, kind, nested)
+        if previous and not _is_unchanged(found):
+            # Only a sync that is going to write needs to know what was committed inside since.
+            nested = await self._nested_there(kind)
+            if nested != previous.nested:
+                found = await self._compare(source, previous, kind, nested)
+        self._announce(found)
+        return found
+
+    async def _compare(
+        self,
+        source: Directory,
+        previous: Manifest | None,
+        kind: Kind,
+        nested: tuple[NestedEntry, ...],
+    ) -> _Found:
+        scan = await source.scan(self._selection(kind, nested))
+        for path, reason in scan.left_out:
+            self._observe(Skipped(path=path, reason=reason))
+        self._refuse_empty(scan, previous)
+        await self._settle(scan)
+        known = await self._threads.run(self._records.load, scan.files)
+        there = previous.files if previous else {}
+        brought = set(scan.nested)
+        inside = tuple(entry for entry in nested if entry.path not in brought)
+        found = _Found(kind, previous, scan, plan_transfer(scan.files, known, there), inside)
+        await self._hash_unknown(source, found)
+        return found
+
+    async def _nested_there(self, kind: Kind) -> tuple[NestedEntry, ...]:
+        """Commits that lie inside the target: trees of their own, which this one only names."""
+        entries = list[NestedEntry]()
+        try:
+            async for name in self._store.find(self._tree):
+                path = name[len(self._tree) :].lstrip("/")
+                if path:
+                    header = await self._store.read_header(name)
+                    entries.append(NestedEntry(path, header.identity))
+        except (NotFoundError, BusyError):
+            return ()
+        return tuple(entries)
+
+    def _selection(self, kind: Kind, nested: Iterable[NestedEntry]) -> Selection:
+        asked = self._request.selection
+        if kind == "sealed":
+            return asked
+        fixed = tuple(f"/{_literal(entry.path)}/" for entry in nested)
+        return Selection((*TEMPORARY_NAMES, *asked.exclude, *fixed), asked.include)
+
+    def _refuse_empty(self, scan: Scan, previous: Manifest | None) -> None:
+        if previous is None or not previous.files or scan.files:
+            return
+        raise RefusedError(
+            f"source {quote(self._request.local)} is empty but {self._where} holds "
+            f"{len(previous.files)} files: is it mounted? Nothing was deleted; "
+            "delete the target if that is what you want",
+            side="source",
+        )
+
+    async def _settle(self, scan: Scan) -> None:
+        """Wait until a write that we might miss would change a time stamp."""
+        wait_ns = scan.settle_ns(int(self._clock.now() * 1e9))
+        if wait_ns:
+            await self._clock.sleep(wait_ns / 1e9)
+
+    async def _hash_unknown(self, source: Directory, found: _Found) -> None:
+        """Turn "perhaps the same" into the same or another."""
+        plan = found.plan
+        found.entries = {entry.path: entry for entry in plan.keep}
+        if not plan.check:
+            return
+        outcome = await self._engine.check(plan.check, source, Tally(ignore))
+        assert found.previous is not None, "nothing is checked against nothing"
+        other = list(plan.send)
+        for file in plan.check:
+            old, new = found.previous.files[file.path], outcome.entries.get(file.path)
+            if new is not None and new.digest == old.digest:
+                found.entries[file.path] = old
+            else:
+                other.append(file)
+        found.plan = replace(plan, send=tuple(other), check=())
+
+    def _announce(self, found: _Found) -> None:
+        self._observe(
+            Planned(
+                send_files=len(found.plan.send),
+                send_bytes=sum(file.size_bytes for file in found.plan.send),
+                skip_files=len(found.entries),
+                skip_bytes=sum(entry.size_bytes for entry in found.entries.values()),
+                delete_files=len(found.plan.delete),
+            )
+        )
+
+    # -- deciding
+
+    def _check_conflict(self, found: _Found, origin: str | None) -> None:
+        previous, request = found.previous, self._request
+        if previous is None or _is_unchanged(found):
+            return
+        if may_replace(
+            previous,
+            kind=found.kind,
+            origin=origin,
+            writer=self._writer,
+            replace=request.replace,
+        ):
+            return
+        advice = (
+            "a sealed tree changes only with replace"
+            if "sealed" in (found.kind, previous.header.kind)
+            else "sync down first, or use replace"
+        )
+        raise ConflictError(
+            f"{self._where} holds another commit ({previous.identity[:12]}, "
+            f"{len(previous.files)} files, step {previous.header.step}); {advice}",
+            winner=previous.identity,
+        )
+
+    # -- sending
+
+    async def _send_nested(self, found: _Found) -> tuple[NestedEntry, ...]:
+        """Sync the commits inside the source, each as a tree of its own, before their parent."""
+        entries = list[NestedEntry]()
+        for path in found.scan.nested:
+            request = Request(
+                local=f"{self._request.local}/{path}",
+                remote=self._request.remote / path,
+                selection=Selection(),
+                replace=self._request.replace,
+                links=self._request.links,
+            )
+            child = Upload(
+                request,
+                self._store,
+                f"{self._tree}/{path}".lstrip("/"),
+                engine=self._engine,
+                threads=self._threads,
+                clock=self._clock,
+                observe=self._observe,
+                tool=self._tool,
+            )
+            entries.append(NestedEntry(path, (await child.run()).identity))
+        return tuple(entries)
+
+    async def _send(self, source: Directory, found: _Found) -> Receipt:
+        if found.previous is not None and _is_unchanged(found):
+            return self._receipt(
+                found.previous, found, await self._store.confirm(self._tree), rounds=1
+            )
+        attempt = new_attempt()
+        intent = Intent(
+            attempt=attempt,
+            expect=found.previous.identity if found.previous else None,
+            in_place=found.kind == "rolling",
+            writer=self._writer,
+            files=tuple(file.new for file in found.plan.send),
+        )
+        async with self._store.begin(self._tree, intent) as writer:
+            rounds = await self._until_still(source, found, writer)
+            manifest = self._manifest(found, attempt)
+            durability = await writer.commit(manifest)
+        if found.kind == "rolling":
+            await self._remember(found)
+        self._observe(
+            Committed(
+                location=str(self._request.remote),
+                identity=manifest.identity,
+                durability=durability,
+            )
+        )
+        return self._receipt(manifest, found, durability, rounds)
+
+    async def _until_still(self, source: Directory, found: _Found, writer: TreeWriter) -> int:
+        """Send, look again, and send again what changed; return the number of rounds.
+
+        Raises:
+            SourceChangedError: something changed in every round.
+        """
+        send: tuple[SourceFile, ...] = found.plan.send
+        for attempt in range(1, _ROUNDS + 1):
+            outcome = await self._engine.send(send, source, writer, self._tally)
+            found.entries.update(outcome.entries)
+            changed = await self._changed(source, found, set(outcome.moving))
+            if not changed:
+                return attempt
+            for path in sorted(changed, key=sort_key):
+                self._observe(SourceChanged(path=path, attempt=attempt))
+                found.entries.pop(path, None)
+                await writer.discard(path)
+            await self._clock.sleep(_PAUSE_S * attempt)
+            send = tuple(found.scan.files[path] for path in changed if path in found.scan.files)
+            await self._settle(found.scan)
+        names = sorted(changed, key=sort_key)
+        raise SourceChangedError(
+            f"{len(names)} file(s) in {quote(self._request.local)} changed in each of {_ROUNDS} "
+            f"attempts to read them: {quote_some(names)}; sync when nothing writes there, or as "
+            "a rolling tree",
+            side="source",
+            paths=names,
+        )
+
+    async def _changed(self, source: Directory, found: _Found, moving: set[str]) -> set[str]:
+        """Paths that are not what was sent. A sealed tree must be still as a whole."""
+        if found.kind == "rolling" and not moving:
+            return set()
+        before = found.scan
+        now = await source.scan(self._selection(found.kind, found.nested))
+        if found.kind == "rolling":
+            # The others stay what they were when they were read; the next sync sees the rest.
+            for path in moving:
+                before.files.pop(path, None)
+                if path in now.files:
+                    before.files[path] = now.files[path]
+            return moving
+        found.scan = now
+        paths = before.files.keys() | now.files.keys()
+        changed = {p for p in paths if before.files.get(p) != now.files.get(p)}
+        return changed | moving
+
+    async def _remember(self, found: _Found) -> None:
+        known = [
+            (file, found.entries[path])
+            for path, file in found.scan.files.items()
+            if path in found.entries
+        ]
+        await self._threads.run(self._records.save, known)
+
+    # -- results
+
+    def _manifest(self, found: _Found, attempt: str) -> Manifest:
+        request, previous = self._request, found.previous
+        step = request.step if request.step is not None else step_of(request.remote.name)
+        header = Header(
+            kind=found.kind,
+            name=request.remote.name,
+            step=step,
+            sequence=previous.header.sequence + 1 if previous else 1,
+            attempt=attempt,
+            writer=self._writer,
+            tool=self._tool,
+            created=round(self._clock.now(), 3),
+            parent=previous.identity if previous else None,
+        )
+        return Manifest.of(header, [*found.entries.values(), *found.others])
+
+    def _receipt(
+        self, manifest: Manifest, found: _Found, durability: Durability, rounds: int
+    ) -> Receipt:
+        kept = set(manifest.files) - {file.path for file in found.plan.send}
+        return Receipt(
+            location=str(self._request.remote),
+            identity=manifest.identity,
+            kind=manifest.header.kind,
+            files=manifest.header.files,
+            size_bytes=manifest.header.size_bytes,
+            sent_files=self._tally.moved_files,
+            sent_bytes=self._tally.moved_bytes,
+            skipped_files=len(kept),
+            skipped_bytes=sum(manifest.files[path].size_bytes for path in kept),
+            deleted_files=len(found.plan.delete),
+            left_out=tuple(found.scan.left_out),
+            rounds=rounds,
+            durability=durability,
+        )
+
+
+def _is_unchanged(found: _Found) -> bool:
+    if found.previous is None or found.plan.send or found.plan.delete:
+        return False
+    if found.previous.header.kind != found.kind:
+        return False
+    others = [e for e in found.previous.entries if not isinstance(e, FileEntry)]
+    return sorted(others, key=_path) == sorted(found.others, key=_path)
+
+
+def _path(entry: DirectoryEntry | FileEntry | NestedEntry) -> bytes:
+    return sort_key(entry.path)
+
+
+def _literal(path: str) -> str:
+    """A path as a gitignore pattern that matches nothing else."""
+    return "".join(f"\\{c}" if c in "\\*?[]!# " else c for c in path)

@@ -1,0 +1,290 @@
+"""What every ObjectStore must do."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from ..errors import NotFoundError, PermanentError, PreconditionError
+from ..storage.committed import CommittableObjects
+from ..storage.objects import Condition, Upload
+
+__all__ = ["ObjectStoreContract"]
+
+_MANY_KEYS = 25
+
+
+async def _keys(store: CommittableObjects, prefix: str) -> list[str]:
+    return [info.key async for info in store.scan(prefix)]
+
+
+async def _uploads(store: CommittableObjects, prefix: str) -> list[Upload]:
+    return [upload async for upload in store.scan_uploads(prefix)]
+
+
+class ObjectStoreContract:
+    """A subclass supplies the `store` fixture, empty. Conditions that it does not declare in its
+    capabilities are not asked of it."""
+
+    @pytest.fixture
+    async def store(self) -> AsyncIterator[CommittableObjects]:
+        """The store under test."""
+        raise NotImplementedError
+        yield
+
+    # -- put, get, head
+
+    async def test_what_was_put_comes_back(self, store: CommittableObjects) -> None:
+        await store.put("a/b", b"bytes")
+
+        assert await store.get("a/b") == b"bytes"
+
+    async def test_any_kind_of_bytes_is_stored_as_it_is_now(
+        self, store: CommittableObjects
+    ) -> None:
+        buffer = bytearray(b"xbytesx")
+        await store.put("k", memoryview(buffer)[1:6])
+        buffer[:] = b"changed"
+
+        assert await store.get("k") == b"bytes"
+
+    async def test_put_and_head_say_the_same(self, store: CommittableObjects) -> None:
+        written = await store.put("k", b"bytes")
+        found = await store.head("k")
+
+        assert (found.key, found.size_bytes, found.tag) == ("k", 5, written.tag)
+
+    async def test_put_replaces_and_the_tag_changes(self, store: CommittableObjects) -> None:
+        first = await store.put("k", b"one")
+        second = await store.put("k", b"two")
+
+        assert first.tag != second.tag
+        assert await store.get("k") == b"two"
+
+    async def test_an_empty_object_is_an_object(self, store: CommittableObjects) -> None:
+        await store.put("k", b"")
+
+        assert (await store.head("k")).size_bytes == 0
+        assert await store.get("k", 0, 1) == b""
+
+    async def test_a_range_ends_where_the_object_ends(self, store: CommittableObjects) -> None:
+        await store.put("k", b"0123456789")
+
+        assert await store.get("k", 2, 5) == b"234"
+        assert await store.get("k", 7) == b"789"
+        assert await store.get("k", 7, 100) == b"789"
+
+    async def test_get_can_demand_one_version(self, store: CommittableObjects) -> None:
+        old = await store.put("k", b"old")
+        await store.put("k", b"new")
+
+        with pytest.raises(PreconditionError):
+            await store.get("k", tag=old.tag)
+
+    async def test_what_is_not_there_is_not_found(self, store: CommittableObjects) -> None:
+        with pytest.raises(NotFoundError):
+            await store.head("k")
+        with pytest.raises(NotFoundError):
+            await store.get("k")
+
+    @pytest.mark.parametrize(
+        "name",
+        [" a b ", "'\"", "#?%+&;=%2F", "line\nbreak", ".hidden.", "\u00e9", "e\u0301", "\U0001f40d"],
+    )
+    async def test_a_key_is_kept_to_the_letter(self, store: CommittableObjects, name: str) -> None:
+        await store.put(f"dir/{name}", b"here")
+
+        assert await _keys(store, "dir/") == [f"dir/{name}"]
+        assert await store.get(f"dir/{name}") == b"here"
+
+    # -- conditions
+
+    async def test_create_only_leaves_what_is_there(self, store: CommittableObjects) -> None:
+        if not store.capabilities.create_only:
+            return
+        await store.put("k", b"old", condition=Condition(absent=True))
+        with pytest.raises(PreconditionError):
+            await store.put("k", b"new", condition=Condition(absent=True))
+
+        assert await store.get("k") == b"old"
+
+    async def test_of_many_creators_one_wins(self, store: CommittableObjects) -> None:
+        if not store.capabilities.create_only:
+            return
+        won: list[bytes] = []
+
+        async def create(data: bytes) -> None:
+            try:
+                await store.put("k", data, condition=Condition(absent=True))
+            except PreconditionError:
+                return
+            won.append(data)
+
+        async with anyio.create_task_group() as group:
+            for number in range(8):
+                group.start_soon(create, b"%d" % number)
+
+        assert [await store.get("k")] == won
+
+    async def test_replacing_demands_the_tag_that_is_there(
+        self, store: CommittableObjects
+    ) -> None:
+        if not store.capabilities.if_match:
+            return
+        old = await store.put("k", b"old")
+        await store.put("k", b"new", condition=Condition(tag=old.tag))
+        with pytest.raises(PreconditionError):
+            await store.put("k", b"late", condition=Condition(tag=old.tag))
+
+        assert await store.get("k") == b"new"
+
+    async def test_replacing_what_is_gone_is_refused(self, store: CommittableObjects) -> None:
+        if not store.capabilities.if_match:
+            return
+        old = await store.put("k", b"old")
+        await store.delete("k")
+
+        with pytest.raises((PreconditionError, NotFoundError)):
+            await store.put("k", b"new", condition=Condition(tag=old.tag))
+
+    async def test_delete_can_demand_one_version(self, store: CommittableObjects) -> None:
+        if not store.capabilities.if_match:
+            return
+        old = await store.put("k", b"old")
+        new = await store.put("k", b"new")
+        with pytest.raises(PreconditionError):
+            await store.delete("k", tag=old.tag)
+        still_there = await store.get("k")
+        await store.delete("k", tag=new.tag)
+
+        assert still_there == b"new"
+        assert await _keys(store, "") == []
+
+    # -- delete, scan
+
+    async def test_delete_removes_one_key_and_may_be_repeated(
+        self, store: CommittableObjects
+    ) -> None:
+        for key in ("trial_1", "trial_10", "trial_1/x"):
+            await store.put(key, b"")
+        await store.delete("trial_1")
+        await store.delete("trial_1")
+
+        assert await _keys(store, "") == ["trial_1/x", "trial_10"]
+
+    async def test_scan_gives_every_key_below_a_prefix_in_order(
+        self, store: CommittableObjects
+    ) -> None:
+        keys = [f"dir/{n:03}" for n in range(_MANY_KEYS)]
+        for key in [*reversed(keys), "di", "dir2/x", "e"]:
+            await store.put(key, b"x")
+        found = [info async for info in store.scan("dir/")]
+
+        assert [info.key for info in found] == keys
+        assert {info.size_bytes for info in found} == {1}
+        assert found[0].tag == (await store.head(keys[0])).tag
+
+    async def test_scan_of_nothing_is_empty(self, store: CommittableObjects) -> None:
+        assert await _keys(store, "none/") == []
+
+    # -- multipart
+
+    async def _big(self, store: CommittableObjects) -> tuple[bytes, bytes]:
+        return b"a" * store.capabilities.min_part_bytes, b"tail"
+
+    async def test_parts_in_any_order_become_one_object_in_theirs(
+        self, store: CommittableObjects
+    ) -> None:
+        head, tail = await self._big(store)
+        upload = await store.create_upload("k")
+        second = await store.put_part(upload, 2, tail)
+        first = await store.put_part(upload, 1, head)
+        info = await store.complete_upload(upload, [first, second])
+
+        assert await store.get("k") == head + tail
+        assert info == (await store.head("k"))._replace(modified_at=info.modified_at)
+
+    async def test_an_upload_shows_nothing_before_it_completes(
+        self, store: CommittableObjects
+    ) -> None:
+        await store.put("k", b"old")
+        upload = await store.create_upload("k")
+        await store.put_part(upload, 1, b"new")
+        before, keys = await store.get("k"), await _keys(store, "")
+        await store.abort_upload(upload)
+
+        assert (before, keys) == (b"old", ["k"])
+
+    async def test_a_part_put_again_replaces_the_first(self, store: CommittableObjects) -> None:
+        upload = await store.create_upload("k")
+        await store.put_part(upload, 1, b"first")
+        part = await store.put_part(upload, 1, b"second")
+        await store.complete_upload(upload, [part])
+
+        assert await store.get("k") == b"second"
+
+    async def test_a_part_that_is_not_the_one_stored_is_refused(
+        self, store: CommittableObjects
+    ) -> None:
+        upload = await store.create_upload("k")
+        stale = await store.put_part(upload, 1, b"first")
+        await store.put_part(upload, 1, b"second")
+
+        with pytest.raises(PermanentError):
+            await store.complete_upload(upload, [stale])
+        assert await _keys(store, "") == []
+
+    async def test_completing_keeps_the_conditions(self, store: CommittableObjects) -> None:
+        if not store.capabilities.multipart_conditions:
+            return
+        old = await store.put("k", b"old")
+        await store.put("k", b"newer")
+        for condition in (Condition(absent=True), Condition(tag=old.tag)):
+            upload = await store.create_upload("k")
+            part = await store.put_part(upload, 1, b"mine")
+            with pytest.raises(PreconditionError):
+                await store.complete_upload(upload, [part], condition=condition)
+            await store.abort_upload(upload)
+
+        assert await store.get("k") == b"newer"
+
+    async def test_an_aborted_upload_is_gone_and_aborting_may_be_repeated(
+        self, store: CommittableObjects
+    ) -> None:
+        upload = await store.create_upload("k")
+        part = await store.put_part(upload, 1, b"x")
+        await store.abort_upload(upload)
+        await store.abort_upload(upload)
+
+        with pytest.raises(NotFoundError):
+            await store.complete_upload(upload, [part])
+        assert await _uploads(store, "") == []
+
+    async def test_unfinished_uploads_can_be_found_below_a_prefix(
+        self, store: CommittableObjects
+    ) -> None:
+        keys = ["dir/a", "dir/b", "other"]
+        uploads = [await store.create_upload(key) for key in keys]
+        done = await store.create_upload("dir/done")
+        await store.complete_upload(done, [await store.put_part(done, 1, b"x")])
+        found = await _uploads(store, "dir/")
+        for upload in itertools.chain(found, uploads):
+            await store.abort_upload(upload)
+
+        assert sorted(upload.key for upload in found) == ["dir/a", "dir/b"]
+        assert await _uploads(store, "") == []
+
+    async def test_an_upload_id_is_not_shown(self, store: CommittableObjects) -> None:
+        upload = await store.create_upload("k")
+        await store.abort_upload(upload)
+
+        assert upload.upload_id not in repr(upload).replace("key='k'", "")
+
+    # -- the end
+
+    async def test_closing_twice_is_closing_once(self, store: CommittableObjects) -> None:
+        await store.aclose()
+        await store.aclose()

@@ -1,0 +1,23 @@
+"""Planning and moving trees: scan, plan (pure), then files by chunks under common bounds."""
+
+from .committed import Committed, Unverified
+from .engine import Bounds, Engine, Outcome, Tally
+from .plan import Plan, plan_transfer
+from .records import Records
+from .source import Directory, Links, Scan, SourceFile
+
+__all__ = [
+    "Bounds",
+    "Committed",
+    "Directory",
+    "Engine",
+    "Links",
+    "Outcome",
+    "Plan",
+    "Records",
+    "Scan",
+    "SourceFile",
+    "Tally",
+    "Unverified",
+    "plan_transfer",
+]

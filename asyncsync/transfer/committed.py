@@ -1,0 +1,68 @@
+"""A committed tree as a source: every piece is compared with the manifest before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..digest import CHUNK_BYTES, digest, zeros_digest
+from ..errors import IntegrityError, quote
+from ..manifest import FileEntry
+from ..storage import Block, NewFile, TreeReader
+from .source import Moving, Piece
+
+__all__ = ["Committed", "Unverified"]
+
+
+class Committed:
+    """Reads files of a manifest; raises IntegrityError for bytes that it does not describe."""
+
+    def __init__(self, reader: TreeReader, where: str) -> None:
+        self._reader, self._where = reader, where
+
+    async def read_many(self, files: Sequence[FileEntry]) -> list[Piece | Moving]:
+        blocks = await self._reader.read_many([_new(file) for file in files])
+        return [self._piece(file, 0, Block(data)) for file, data in zip(files, blocks, strict=True)]
+
+    async def read(self, file: FileEntry, number: int) -> Piece:
+        start = number * CHUNK_BYTES
+        end = min(file.size_bytes, start + CHUNK_BYTES)
+        return self._piece(file, number, await self._reader.read(_new(file), start, end))
+
+    async def confirm(self, file: FileEntry, chunks: Sequence[str]) -> None:
+        """Nothing to do: every chunk was compared on its own."""
+
+    def _piece(self, file: FileEntry, number: int, block: Block) -> Piece:
+        expected = file.chunk_digest(number)
+        hole = block.extents == ()
+        found = zeros_digest(len(block.data)) if hole else digest(block.data)
+        if found != expected:
+            raise IntegrityError(
+                f"{quote(file.path)} in {self._where} is damaged: chunk {number} does not have "
+                "the digest it was committed with",
+                side="source",
+                paths=[file.path],
+            )
+        return Piece(block, found)
+
+
+class Unverified:
+    """Reads files of a tree without a manifest: nothing vouches for them."""
+
+    def __init__(self, reader: TreeReader) -> None:
+        self._reader = reader
+
+    async def read_many(self, files: Sequence[NewFile]) -> list[Piece | Moving]:
+        blocks = await self._reader.read_many(files)
+        return [Piece(Block(data), digest(data)) for data in blocks]
+
+    async def read(self, file: NewFile, number: int) -> Piece:
+        start = number * CHUNK_BYTES
+        block = await self._reader.read(file, start, min(file.size_bytes, start + CHUNK_BYTES))
+        return Piece(block, digest(block.data))
+
+    async def confirm(self, file: NewFile, chunks: Sequence[str]) -> None:
+        """Nothing to compare with."""
+
+
+def _new(file: FileEntry) -> NewFile:
+    return NewFile(file.path, file.size_bytes, file.mode, file.mtime_ns)

@@ -1,0 +1,59 @@
+"""What makes a target hold what a source holds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..manifest import FileEntry
+from .source import SourceFile
+
+__all__ = ["Plan", "plan_transfer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with every file, by path and in order.
+
+    Attributes:
+        send: not there, or other there.
+        check: perhaps the same: as large as there, but nobody has hashed this version yet.
+        keep: the same there.
+        delete: there, but no longer in the source.
+    """
+
+    send: tuple[SourceFile, ...]
+    check: tuple[SourceFile, ...]
+    keep: tuple[FileEntry, ...]
+    delete: tuple[str, ...]
+
+
+def plan_transfer(
+    files: Mapping[str, SourceFile],
+    known: Mapping[str, FileEntry],
+    there: Mapping[str, FileEntry],
+) -> Plan:
+    """Decide what makes the target equal to `files`.
+
+    Args:
+        files: the source, by path.
+        known: entries whose digest is known to be that of the source's current version.
+        there: the entries of the commit at the target.
+
+    Returns:
+        The plan; same inputs, same plan. A file is unchanged only when its digest is the same;
+        size and time alone never make it so.
+    """
+    send, check, keep = list[SourceFile](), list[SourceFile](), list[FileEntry]()
+    for path, file in files.items():
+        old, new = there.get(path), known.get(path)
+        if old is None or (old.size_bytes, old.mode) != (file.size_bytes, file.mode):
+            send.append(file)
+        elif new is None:
+            check.append(file)
+        elif new.digest == old.digest:
+            keep.append(old)
+        else:
+            send.append(file)
+    delete = sorted(there.keys() - files.keys())
+    return Plan(tuple(send), tuple(check), tuple(keep), tuple(delete))

@@ -1,0 +1,372 @@
+"""A local directory as a source: walking it, reading it, and noticing that it changes.
+
+Nothing here trusts that a file holds still. What a walk recorded is compared before and after
+every read, so the bytes that were hashed are the bytes of one version of the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Literal, NamedTuple
+
+from ..concurrency import Threads
+from ..digest import CHUNK_BYTES, digest, zeros_digest
+from ..errors import ConfigError, NotFoundError, RefusedError, os_errors, quote, quote_some
+from ..manifest import DirectoryEntry, Kind
+from ..names import MANIFEST, check_path, is_ours, sort_key
+from ..patterns import Selection
+from ..storage import Block, NewFile
+from ..storage.local import data_extents, open_beneath, opened, read_at
+
+__all__ = ["Directory", "Links", "Moving", "Piece", "Scan", "SourceFile"]
+
+Links = Literal["refuse", "follow"]
+_BATCH = 2_000
+_GRANULE_NS = 20_000_000  # kernels stamp files with a clock that ticks every 1 to 10 ms
+_COARSE_GRANULE_NS = 2_000_000_000  # FAT and some network file systems keep whole seconds
+
+
+class SourceFile(NamedTuple):
+    """A file and everything that changes when it does."""
+
+    path: str
+    size_bytes: int
+    mode: int
+    mtime_ns: int
+    ctime_ns: int
+    device: int
+    inode: int
+
+    @property
+    def new(self) -> NewFile:
+        return NewFile(self.path, self.size_bytes, self.mode, self.mtime_ns)
+
+
+class Piece(NamedTuple):
+    """Bytes that were read, with their digest."""
+
+    block: Block
+    digest: str
+
+
+class Moving(Exception):  # noqa: N818 - never leaves the transfer floor
+    """A file is not what the walk saw: it changed or vanished."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+@dataclass
+class Scan:
+    """What a walk found.
+
+    Attributes:
+        files: by path.
+        directories: empty ones.
+        nested: paths of directories with a manifest of their own.
+        left_out: what cannot be part of a rolling tree, with the reason.
+    """
+
+    files: dict[str, SourceFile] = field(default_factory=dict)
+    directories: list[DirectoryEntry] = field(default_factory=list)
+    nested: list[str] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def settle_ns(self, now_ns: int) -> int:
+        """How long to wait so that any later write changes a time stamp. Pure."""
+        newest = max((f.ctime_ns for f in self.files.values()), default=0)
+        coarse = bool(newest) and all(f.ctime_ns % 10**9 == 0 for f in self.files.values())
+        granule = _COARSE_GRANULE_NS if coarse else _GRANULE_NS
+        return max(0, min(granule, newest + granule - now_ns))
+
+
+class Directory:
+    """A directory held open. Made by `Directory.open`.
+
+    Attributes:
+        path: absolute.
+        kind: `rolling` tolerates links and growing files, `sealed` tolerates neither.
+    """
+
+    def __init__(self, fd: int, path: str, kind: Kind, links: Links, threads: Threads) -> None:
+        self.path, self.kind, self.links = path, kind, links
+        self._fd, self._threads = fd, threads
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, path: str, kind: Kind, threads: Threads, *, links: Links = "refuse"
+    ) -> AsyncIterator[Directory]:
+        """Hold `path` open for the length of the block.
+
+        Raises:
+            NotFoundError: nothing is there.
+            ConfigError: it is a file.
+        """
+        fds: list[int] = []
+        try:
+            await threads.run(lambda: fds.append(_open_directory(path)))
+            yield cls(fds[0], path, kind, links, threads)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def scan(self, selection: Selection) -> Scan:
+        """Walk the tree, one thread hop per batch of names.
+
+        Raises:
+            RefusedError: names or kinds of files that the tree may not hold; all are counted and
+                the first few named.
+            AccessDeniedError: a directory cannot be read.
+        """
+        scan, refused = Scan(), list[tuple[str, str]]()
+        walk = _Walk(selection, self.kind, self.links, scan, refused)
+        with closing(walk.entries(self._fd, "")) as entries, os_errors("source", self.path):
+            while await self._threads.run(_drain, entries):
+                continue
+        if refused:
+            shown = [f"{path} ({reason})" for path, reason in sorted(refused)]
+            raise RefusedError(
+                f"{quote(self.path)} holds {len(refused)} name(s) that cannot be kept: "
+                f"{quote_some(shown)}; remove or exclude them",
+                side="source",
+                paths=[path for path, _ in refused],
+            )
+        return scan
+
+    async def read_many(self, files: Sequence[SourceFile]) -> list[Piece | Moving]:
+        """Whole small files, in order; a Moving where one changed."""
+        with os_errors("source", self.path):
+            return await self._threads.run(self._read_many, files)
+
+    async def read(self, file: SourceFile, number: int) -> Piece:
+        """Chunk `number` of a file. Raises Moving when the file is not what the walk saw."""
+        with os_errors("source", f"{self.path}/{file.path}"):
+            return await self._threads.run(self._read, file, number)
+
+    async def confirm(self, file: SourceFile, chunks: Sequence[str]) -> None:
+        """Check, after its last read, that `chunks` are the digests of one version of the file.
+
+        A file of a rolling tree may have grown meanwhile: what was read must still be its prefix.
+        """
+        with os_errors("source", f"{self.path}/{file.path}"):
+            await self._threads.run(self._confirm, file, chunks)
+
+    # -- in threads
+
+    def _open(self, file: SourceFile) -> int:
+        try:
+            flags = os.O_RDONLY | os.O_NONBLOCK
+            return open_beneath(self._fd, file.path, flags, follow=self.links == "follow")
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+                raise Moving(file.path) from exc
+            with os_errors("source", f"{self.path}/{file.path}"):
+                raise
+
+    def _read_many(self, files: Sequence[SourceFile]) -> list[Piece | Moving]:
+        found: list[Piece | Moving] = []
+        for file in files:
+            try:
+                piece = self._read(file, 0)
+                self._confirm(file, [piece.digest])
+                found.append(piece)
+            except Moving as moving:
+                found.append(moving)
+        return found
+
+    def _read(self, file: SourceFile, number: int) -> Piece:
+        start = number * CHUNK_BYTES
+        end = min(file.size_bytes, start + CHUNK_BYTES)
+        fd = self._open(file)
+        try:
+            found = os.fstat(fd)
+            if not self._acceptable(file, found):
+                raise Moving(file.path)
+            return _read_piece(fd, file, start, end, sparse=_is_sparse(found))
+        finally:
+            os.close(fd)
+
+    def _acceptable(self, file: SourceFile, found: os.stat_result) -> bool:
+        if _stamp(found) == file[1:]:
+            return True
+        same = (found.st_dev, found.st_ino) == (file.device, file.inode)
+        return self.kind == "rolling" and same and found.st_size >= file.size_bytes
+
+    def _confirm(self, file: SourceFile, chunks: Sequence[str]) -> None:
+        fd = self._open(file)
+        try:
+            found = os.fstat(fd)
+            if _stamp(found) == file[1:]:
+                return
+            if not self._acceptable(file, found):
+                raise Moving(file.path)
+            for number, expected in enumerate(chunks):
+                start = number * CHUNK_BYTES
+                end = min(file.size_bytes, start + CHUNK_BYTES)
+                piece = _read_piece(fd, file, start, end, sparse=False)
+                if piece.digest != expected:
+                    raise Moving(file.path)
+        finally:
+            os.close(fd)
+
+
+def _open_directory(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"source {quote(path)} does not exist; check the spelling and that it is mounted",
+            side="source",
+        ) from None
+    except NotADirectoryError:
+        raise ConfigError(f"source {quote(path)} is a file; name the directory it is in") from None
+    except OSError:
+        with os_errors("source", path):
+            raise
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int, int, int, int, int]:
+    mode = stat.S_IMODE(found.st_mode) & 0o777
+    return (
+        found.st_size,
+        mode if stat.S_ISREG(found.st_mode) else -1,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
+        found.st_dev,
+        found.st_ino,
+    )
+
+
+def _is_sparse(found: os.stat_result) -> bool:
+    return found.st_blocks * 512 < found.st_size
+
+
+def _read_piece(fd: int, file: SourceFile, start: int, end: int, *, sparse: bool) -> Piece:
+    extents = data_extents(fd, start, end) if sparse else None
+    if extents == () and end > start:
+        return Piece(Block(_zeros(end - start), ()), zeros_digest(end - start))
+    data = read_at(fd, end - start, start)
+    if len(data) < end - start:
+        raise Moving(file.path)
+    return Piece(Block(data, extents), digest(data))
+
+
+@lru_cache(maxsize=2)
+def _zeros(size_bytes: int) -> bytes:
+    return bytes(size_bytes)
+
+
+def _drain(entries: Iterator[None]) -> bool:
+    """Walk one batch further; False at the end."""
+    return sum(1 for _ in islice(entries, _BATCH)) == _BATCH
+
+
+class _Walk:
+    """One walk: puts what it finds into `scan`, and what may not be there into `refused`."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        kind: Kind,
+        links: Links,
+        scan: Scan,
+        refused: list[tuple[str, str]],
+    ) -> None:
+        self._selection, self._kind, self._links = selection, kind, links
+        self._scan, self._refused = scan, refused
+
+    def entries(self, directory: int, prefix: str) -> Generator[None, None, None]:
+        """Walk below an open directory, yielding once per name so that the caller can pause."""
+        with os.scandir(directory) as listing:
+            names = sorted(listing, key=lambda entry: sort_key(entry.name))
+        empty = True
+        for entry in names:
+            if is_ours(entry.name):
+                continue
+            empty = False
+            yield
+            path = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._directory(directory, entry, path)
+            elif self._selection.takes(path) and self._allowed(path):
+                self._file(directory, entry, path)
+        if empty and prefix and self._selection.takes_directory(prefix[:-1]):
+            mode = stat.S_IMODE(os.fstat(directory).st_mode) & 0o777
+            if self._allowed(prefix[:-1]):
+                self._scan.directories.append(DirectoryEntry(prefix[:-1], mode))
+
+    def _directory(
+        self, parent: int, entry: os.DirEntry[str], path: str
+    ) -> Generator[None, None, None]:
+        if self._selection.prunes(path):
+            return
+        with os_errors("source", path), opened(parent, entry.name) as below:
+            if _has_manifest(below):
+                if self._allowed(path):
+                    self._scan.nested.append(path)
+                return
+            yield from self.entries(below, path + "/")
+
+    def _file(self, parent: int, entry: os.DirEntry[str], path: str) -> None:
+        try:
+            found = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return  # gone since the listing; the next walk will not see it either
+        if stat.S_ISLNK(found.st_mode) and self._links == "follow":
+            target = self._follow(parent, entry)
+            found = target if target is not None else found
+        if stat.S_ISREG(found.st_mode):
+            self._scan.files[path] = SourceFile(path, *_stamp(found))
+        else:
+            self._cannot_keep(path, _kind_of(found.st_mode))
+
+    def _follow(self, parent: int, entry: os.DirEntry[str]) -> os.stat_result | None:
+        """What a link leads to, if that is below the directory it is in."""
+        try:
+            fd = open_beneath(parent, entry.name, os.O_RDONLY | os.O_NONBLOCK, follow=True)
+        except OSError:
+            return None
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def _cannot_keep(self, path: str, reason: str) -> None:
+        if self._kind == "sealed":
+            self._refused.append((path, reason))
+        else:
+            self._scan.left_out.append((path, reason))
+
+    def _allowed(self, path: str) -> bool:
+        try:
+            check_path(path)
+        except RefusedError as exc:
+            self._refused.append((path, str(exc).rpartition("refused: ")[2]))
+            return False
+        return True
+
+
+def _has_manifest(directory: int) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(MANIFEST, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISLNK(mode):
+        return "a symbolic link"
+    if stat.S_ISFIFO(mode):
+        return "a fifo"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a directory behind a link" if stat.S_ISDIR(mode) else "a device"

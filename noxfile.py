@@ -1,0 +1,123 @@
+"""The checks of this project: the same by hand and on a build machine."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"  # pip, and with it the user's own pip settings
+nox.options.error_on_external_run = True
+nox.options.sessions = ["lint", "types", "tests"]
+
+OLDEST = (3, 11, 3)
+QUICK = "not slow and not root and not mutants"
+LONG = "slow or root or mutants"
+TYPED = ("asyncsync", "tests", "examples", "noxfile.py", "docs/conf.py")
+
+PROBE = "import sys; v = sys.version_info; print(*v[:4], sys.implementation.name, sys.abiflags)"
+
+
+def group(*names: str) -> tuple[str, ...]:
+    """The requirements of dependency groups; spelled out, because older pips cannot read them."""
+    return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), *names)
+
+
+def candidates() -> list[str]:
+    """Paths that look like interpreters, on PATH and among pyenv's versions."""
+    found = [sys.executable]
+    for folder in os.get_exec_path():
+        # pyenv's shims have a name for every version and work for the selected ones only.
+        if Path(folder).name != "shims" and Path(folder).is_dir():
+            names = sorted(os.listdir(folder))
+            found += [f"{folder}/{name}" for name in names if re.fullmatch(r"python3\.\d+", name)]
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    found += sorted(str(path) for path in pyenv.glob("versions/3.*/bin/python3"))
+    return found
+
+
+def interpreters() -> dict[str, str]:
+    """The newest usable CPython of each minor version found here: "3.12" -> path."""
+    best: dict[tuple[int, int], tuple[int, str]] = {}
+    for path in candidates():
+        try:
+            answer = subprocess.run(
+                [path, "-c", PROBE], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.split()
+        except (OSError, subprocess.SubprocessError):
+            continue
+        major, minor, micro = map(int, answer[:3])
+        if answer[3:] != ["final", "cpython"] or (major, minor, micro) < OLDEST:
+            continue
+        if (major, minor) not in best or micro > best[major, minor][0]:
+            best[major, minor] = (micro, path)
+    return {f"{major}.{minor}": best[major, minor][1] for major, minor in sorted(best)}
+
+
+def install_tested(session: nox.Session) -> None:
+    """Install the package with everything its tests use.
+
+    All extras are there, or the test that nothing loads a cloud SDK would prove nothing.
+    """
+    session.install(".[all]", *group("tests"))
+    session.env["PYTHONSAFEPATH"] = "1"  # the installed package is tested, not the checkout
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train a small model, kill it in the middle of a checkpoint, restore, compare."""
+    session.install(".[cli]", *group("demo"))
+    session.env["PYTHONSAFEPATH"] = "1"
+    session.run("asyncsync", "demo", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The quick tests, with coverage, on the Python that runs nox."""
+    install_tested(session)
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", "-m", QUICK, *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session
+@nox.parametrize("python", [nox.param(path, id=name) for name, path in interpreters().items()])
+def tests_all(session: nox.Session) -> None:
+    """The quick tests on every Python found."""
+    install_tested(session)
+    session.run("pytest", "-m", QUICK, *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The long tests: kill loops, power cuts, mutants, large trees. Some need root and strace."""
+    install_tested(session)
+    session.run("pytest", "-m", LONG, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format, style, and the direction of imports."""
+    session.install(*group("lint"))
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types of everything that is Python here."""
+    session.install(".[all]", *group("types"))
+    session.run("mypy", *(name for name in TYPED if Path(name).exists()))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as HTML, in docs/_build/html; a warning is an error."""
+    session.install(*group("docs"))
+    options = ("-W", "--keep-going", "-E", "-b", "html")
+    session.run("sphinx-build", *options, "docs", "docs/_build/html")

@@ -1,0 +1,224 @@
+"""The four operations that may die at any moment, and what must be true of the disk afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from unittest import mock
+
+from asyncsync.concurrency import Threads
+from asyncsync.digest import digest
+from asyncsync.errors import BusyError, ConflictError, NotCommittedError, NotFoundError
+from asyncsync.manifest import DirectoryEntry, Entry, FileEntry, Header, Manifest
+from asyncsync.names import MANIFEST, is_ours, new_attempt
+from asyncsync.storage import Intent, NewFile
+from asyncsync.storage.local import LocalTrees
+
+__all__ = [
+    "FIRST",
+    "SCENARIOS",
+    "SECOND",
+    "TREE",
+    "Scenario",
+    "Tree",
+    "assert_tidy",
+    "look",
+    "manifest_of",
+    "open_store",
+    "put",
+]
+
+TREE = "runs/ckpt"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What a tree holds: bytes by path, and its empty directories."""
+
+    files: dict[str, bytes]
+    empty: tuple[str, ...] = ()
+
+
+# Between the two a file changes, one stays, one becomes a directory, a file and empty directories
+# go, and others come: whatever an update can meet.
+FIRST = Tree({"a/one": b"1" * 700, "a/two": b"2" * 90, "b/three": b"3" * 10}, ("hollow",))
+SECOND = Tree({"a/one": b"I" * 900, "a/two": b"2" * 90, "b/three/x": b"x"}, ("void/inner",))
+
+
+def manifest_of(tree: Tree) -> Manifest:
+    """The manifest of a new attempt to commit `tree`."""
+    entries: list[Entry] = [
+        FileEntry(path, len(data), digest(data)) for path, data in tree.files.items()
+    ]
+    entries += [DirectoryEntry(path) for path in tree.empty]
+    return Manifest.of(Header(attempt=new_attempt(), name="ckpt"), entries)
+
+
+async def put(store: LocalTrees, tree: Tree, *, in_place: bool = False) -> None:
+    """Make `tree` the commit at TREE, whatever is there, as a sync would: unchanged files stay."""
+    manifest = manifest_of(tree)
+    there = await _there(store)
+    intent = Intent(
+        attempt=manifest.header.attempt,
+        expect=there.identity if there else None,
+        in_place=in_place,
+    )
+    old = there.files if there else {}
+    async with store.begin(TREE, intent) as writer:
+        if there and there.identity == manifest.identity:
+            return
+        for path, data in tree.files.items():
+            if path not in old or old[path].digest != manifest.files[path].digest:
+                await writer.write_many([(NewFile(path, len(data)), data)])
+        await writer.commit(manifest)
+
+
+async def _there(store: LocalTrees) -> Manifest | None:
+    try:
+        return await store.read_manifest(TREE)
+    except NotFoundError:
+        return None
+    except BusyError:
+        await _recover(store)
+        return await store.read_manifest(TREE)
+
+
+async def _recover(store: LocalTrees) -> None:
+    """Beginning an attempt finishes what a crash left half done."""
+    try:
+        async with store.begin(TREE, Intent(attempt=new_attempt(), expect="0" * 64)):
+            return
+    except ConflictError:
+        return
+
+
+async def _delete(store: LocalTrees) -> None:
+    try:
+        await store.delete(TREE)
+    except NotCommittedError:
+        raise
+    except NotFoundError:
+        return
+
+
+@contextmanager
+def _without_renameat2() -> Iterator[None]:
+    """A file system that can neither exchange two names nor rename without replacing."""
+    local = "asyncsync.storage.local"
+    with (
+        mock.patch(f"{local}.publish.exchange", return_value=False),
+        mock.patch(f"{local}.publish.rename_new", return_value=False),
+        mock.patch(f"{local}.trash.rename_new", return_value=False),
+    ):
+        yield
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One operation: what is there before, what after, and how to get there.
+
+    Attributes:
+        may_be_busy: readers may be told that the tree is being replaced.
+        limits: what the file system cannot do while it runs.
+    """
+
+    before: Tree | None
+    after: Tree | None
+    act: Callable[[LocalTrees], Awaitable[None]]
+    may_be_busy: bool = False
+    limits: Callable[[], object] = field(default=nullcontext)
+
+    async def prepare(self, base: str) -> None:
+        """Commit what is there before."""
+        if self.before is not None:
+            with open_store(base) as store:
+                await put(store, self.before)
+
+    async def run(self, base: str) -> None:
+        """The operation, in one thread, so that the n-th call is always the same one."""
+        with open_store(base) as store, self.limits():  # type: ignore[attr-defined]
+            await self.act(store)
+
+
+async def _new(store: LocalTrees) -> None:
+    await put(store, FIRST)
+
+
+async def _update(store: LocalTrees) -> None:
+    await put(store, SECOND, in_place=True)
+
+
+async def _replace(store: LocalTrees) -> None:
+    await put(store, SECOND)
+
+
+SCENARIOS = {
+    "new": Scenario(None, FIRST, _new),
+    "update": Scenario(FIRST, SECOND, _update),
+    "replace": Scenario(FIRST, SECOND, _replace),
+    "replace-by-two-renames": Scenario(FIRST, SECOND, _replace, True, _without_renameat2),
+    "delete": Scenario(FIRST, None, _delete),
+}
+
+
+@contextmanager
+def open_store(base: str) -> Iterator[LocalTrees]:
+    """A store with one thread that has seen nothing before."""
+    threads = Threads(1)
+    try:
+        yield LocalTrees(base, threads)
+    finally:
+        threads.close()
+
+
+async def look(base: str, scenario: Scenario) -> Tree | None:
+    """What a fresh reader sees; every byte is compared with the digest committed.
+
+    Raises:
+        Exception: whatever a reader would, but for "nothing is there" (None) and, where the
+            scenario allows it, "being replaced" (the tree before).
+    """
+    with open_store(base) as store:
+        try:
+            manifest = await store.read_manifest(TREE)
+        except NotCommittedError:  # files without a manifest are half a tree
+            raise
+        except NotFoundError:
+            return None
+        except BusyError:
+            if not scenario.may_be_busy:
+                raise
+            return scenario.before
+        paths = [NewFile(e.path, e.size_bytes) for e in manifest.files.values()]
+        async with store.open(TREE, manifest) as reader:
+            contents = await reader.read_many(paths)
+    files = {file.path: data for file, data in zip(paths, contents, strict=True)}
+    for path, data in files.items():
+        assert digest(data) == manifest.files[path].digest, f"{path} is not what was committed"
+    return Tree(files, tuple(d.path for d in manifest.directories))
+
+
+def assert_tidy(base: str, expected: Tree | None) -> None:
+    """Below `base` is exactly the tree: no stray, no holder, no lock, no missing directory."""
+    found: set[str] = set()
+    for directory, folders, files in os.walk(base):
+        above = os.path.relpath(directory, base)
+        found |= {os.path.normpath(f"{above}/{name}") for name in files}
+        found |= {os.path.normpath(f"{above}/{name}/") + "/" for name in folders}
+    assert {path for path in found if _is_temporary(path)} == set()
+    if expected is None:
+        assert {path for path in found if path.startswith(TREE)} == set()
+        return
+    wanted = {f"{TREE}/{MANIFEST}"}
+    wanted |= {f"{TREE}/{path}" for path in expected.files}
+    folders_wanted = {f"{TREE}/{path}" for path in expected.empty}
+    for path in wanted | folders_wanted:
+        while path := path.rpartition("/")[0]:
+            folders_wanted = folders_wanted | {path}
+    assert found == wanted | {f"{path}/" for path in folders_wanted}
+
+
+def _is_temporary(path: str) -> bool:
+    return any(is_ours(part) for part in path.split("/")) and path != f"{TREE}/{MANIFEST}"
