@@ -248,6 +248,8 @@ def os_errors(side: Side, where: str) -> Iterator[None]:
     """
     try:
         yield
+    except AsyncSyncError:  # DeadlineError is an OSError too
+        raise
     except OSError as exc:
         code = exc.errno or 0
         reason = os.strerror(code) if code else str(exc)

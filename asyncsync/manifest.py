@@ -6,22 +6,25 @@ The format is specified in docs/formats/manifest.md; the vectors there are the t
 from __future__ import annotations
 
 import base64
-import binascii
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 import msgspec
 
 from .digest import ALGORITHM, CHUNK_BYTES, Hasher, chunk_count, tree_digest
-from .errors import FormatError, IntegrityError, RefusedError
+from .errors import FormatError, IntegrityError, RefusedError, quote
 from .names import check_path, check_set, sort_key
-from .units import MIB
+from .units import GIB, KIB, MIB
 
 __all__ = [
     "MAX_ENTRIES",
+    "MAX_FILE_BYTES",
+    "MAX_HEADER_BYTES",
     "MAX_MANIFEST_BYTES",
     "DirectoryEntry",
     "Entry",
@@ -38,7 +41,9 @@ __all__ = [
 VERSION = 1
 MAX_ENTRIES = 1_000_000
 MAX_MANIFEST_BYTES = 256 * MIB
-MAX_FILE_BYTES = 1 << 60
+MAX_HEADER_BYTES = 64 * KIB
+MAX_FILE_BYTES = 15 * 1024 * GIB  # the digests of its chunks fit into a line of 64 MiB
+_MAX_INTEGER = 2**63 - 1
 
 Kind = Literal["sealed", "rolling"]
 
@@ -143,10 +148,12 @@ class Manifest:
         """Sort and check `entries`, and complete `header` with totals and identity.
 
         Raises:
-            RefusedError: a path that no tree may hold.
+            RefusedError: a path that no tree may hold, or more than a manifest may list.
         """
-        ordered = tuple(sorted(entries, key=lambda e: sort_key(e.path)))
-        _check_paths(ordered)
+        found = tuple(entries)
+        _check_header(header)
+        _check_paths(found)
+        ordered = tuple(sorted(found, key=lambda e: sort_key(e.path)))
         files = [e for e in ordered if isinstance(e, FileEntry)]
         complete = msgspec.structs.replace(
             header,
@@ -175,17 +182,28 @@ class Manifest:
         """The commits inside."""
         return tuple(e for e in self.entries if isinstance(e, NestedEntry))
 
-    def with_header(self, header: Header) -> Manifest:
-        """The same entries under another header, whose totals and identity must be the same."""
-        return replace(self, header=header)
+
+def _check_header(header: Header) -> None:
+    for count in (header.epoch, header.step or 0, header.sequence):
+        if not 0 <= count <= _MAX_INTEGER:
+            raise RefusedError(f"epoch, step and sequence are 0 to {_MAX_INTEGER}, not {count}")
 
 
 def _check_paths(entries: Sequence[Entry]) -> None:
+    if len(entries) > MAX_ENTRIES:
+        raise RefusedError(
+            f"a tree of {len(entries)} files is refused: {MAX_ENTRIES} is the limit; sync parts of "
+            "it as trees of their own"
+        )
     for entry in entries:
         check_path(entry.path)
+        if isinstance(entry, FileEntry) and entry.size_bytes > MAX_FILE_BYTES:
+            reason = f"it has {entry.size_bytes} bytes; {MAX_FILE_BYTES} is the limit"
+            raise RefusedError(f"{quote(entry.path)} refused: {reason}", paths=[entry.path])
     check_set(
         [e.path for e in entries if isinstance(e, FileEntry)],
-        [e.path for e in entries if not isinstance(e, FileEntry)],
+        [e.path for e in entries if isinstance(e, DirectoryEntry)],
+        [e.path for e in entries if isinstance(e, NestedEntry)],
     )
 
 
@@ -207,9 +225,6 @@ def _content(entry: Entry) -> list[object]:
             return ["n", _wire_path(entry.path), entry.identity]
 
 
-# ---------------------------------------------------------------- text form
-
-
 class _File(msgspec.Struct, frozen=True, array_like=True, tag="f"):
     path: str | list[str]
     size_bytes: int
@@ -229,30 +244,44 @@ class _Nested(msgspec.Struct, frozen=True, array_like=True, tag="n"):
     identity: str
 
 
-class _Trailer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    self: str
-
-
-_decode_header = msgspec.json.Decoder(Header).decode
 _decode_entry = msgspec.json.Decoder(_File | _Directory | _Nested).decode
-_decode_trailer = msgspec.json.Decoder(_Trailer).decode
 _encode = msgspec.json.encode
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+_OPENING = b',"entries":['
+_VERSION = re.compile(rb'\{"asyncsync":([1-9][0-9]{0,8})[,}]')
 
 
 def encode(manifest: Manifest) -> Iterator[bytes]:
     """The text form, line by line; together one JSON document.
 
     Streams: memory does not grow with the number of entries.
+
+    Raises:
+        RefusedError: it would be longer than a reader accepts.
     """
     hasher = Hasher()
+    size_bytes = 0
     for line in _body(manifest):
+        size_bytes += len(line)
+        if size_bytes > MAX_MANIFEST_BYTES - KIB:  # the last line fits, too
+            raise RefusedError(
+                f"the manifest of {quote(manifest.header.name)} would have more than "
+                f"{MAX_MANIFEST_BYTES} bytes; sync parts of it as trees of their own"
+            )
         hasher.update(line)
         yield line
-    yield b'],"self":"' + hasher.hexdigest().encode() + b'"}\n'
+    yield _last_line(hasher)
+
+
+def _last_line(hasher: Hasher) -> bytes:
+    return b'],"self":"' + hasher.hexdigest().encode() + b'"}\n'
 
 
 def _body(manifest: Manifest) -> Iterator[bytes]:
-    yield _encode(manifest.header)[:-1] + b',"entries":[\n'
+    fields = msgspec.to_builtins(manifest.header)
+    fields["name"] = _wire_path(manifest.header.name)
+    yield _encode(fields)[:-1] + _OPENING + b"\n"
     last = len(manifest.entries) - 1
     for number, entry in enumerate(manifest.entries):
         yield _encode(_line(entry)) + (b"\n" if number == last else b",\n")
@@ -269,6 +298,8 @@ def _line(entry: Entry) -> list[object]:
 
 def _wire_path(path: str) -> str | list[str]:
     """A path as JSON: text, or base64 in a list when its bytes are not UTF-8."""
+    if path.isascii():
+        return path
     raw = os.fsencode(path)
     try:
         return raw.decode("utf-8")
@@ -282,8 +313,7 @@ def _path(wire: str | list[str]) -> str:
     (encoded,) = wire
     raw = base64.b64decode(encoded, validate=True)
     path = os.fsdecode(raw)
-    if not isinstance(_wire_path(path), list) or _wire_path(path) != wire:
-        raise ValueError("a name that is valid UTF-8 is written as text")
+    _check(_wire_path(path) == wire, "a name is not in canonical form")
     return path
 
 
@@ -294,39 +324,46 @@ def read_header(line: bytes) -> Header:
         FormatError: another version or algorithm.
         IntegrityError: it is not the first line of a manifest.
     """
-    head, separator, rest = line.rstrip(b"\n").rpartition(b',"entries":[')
-    if not separator or rest:
+    version = _VERSION.match(line)
+    if version is not None and int(version[1]) != VERSION:
+        raise FormatError(
+            f"the manifest has format version {int(version[1])}, this release reads {VERSION}; "
+            "upgrade asyncsync, and delete nothing"
+        )
+    text, opening, rest = line.removesuffix(b"\n").rpartition(_OPENING)
+    if version is None or not opening or rest or len(line) > MAX_HEADER_BYTES:
         raise IntegrityError("not a manifest: its first line is damaged")
-    try:
-        header = _decode_header(head + b"}")
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        _refuse_other_versions(head + b"}")
-        raise IntegrityError(f"not a manifest: {exc}") from exc
-    if header.version != VERSION:
-        raise FormatError(_newer(header.version))
+    with _damaged():
+        header = _header(text + b"}")
     if header.digest != ALGORITHM or header.chunk_bytes != CHUNK_BYTES:
         raise FormatError(
-            f"the manifest uses {header.digest[:20]} over {header.chunk_bytes} byte chunks, which "
-            "this release does not know; upgrade asyncsync"
+            f"the manifest uses {quote(header.digest[:20])} over {header.chunk_bytes} byte chunks, "
+            "which this release does not know; upgrade asyncsync"
         )
     return header
 
 
-def _refuse_other_versions(head: bytes) -> None:
-    """A newer header may not even have our fields: say the version rather than "damaged"."""
+def _header(text: bytes) -> Header:
+    # Fields that we do not know are allowed; a second reading of those that we know is not.
+    fields = msgspec.json.decode(text)
+    _check(_encode(fields) == text, "its header is not in canonical form")
+    fields["name"] = _path(msgspec.convert(fields.get("name", ""), str | list[str]))
+    header = msgspec.convert(fields, Header)
+    _check_header(header)
+    for identity in (header.identity, header.parent, header.part_of):
+        _check_digest(identity or header.identity)
+    return header
+
+
+@contextmanager
+def _damaged() -> Iterator[None]:
+    """Whatever garbage leads to is an IntegrityError, and nothing else."""
     try:
-        version = msgspec.json.decode(head).get("asyncsync")
-    except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError):
-        return
-    if isinstance(version, int) and version > VERSION:
-        raise FormatError(_newer(version))
-
-
-def _newer(version: int) -> str:
-    return (
-        f"the manifest has format version {version}, this release reads {VERSION}; "
-        "upgrade asyncsync, and delete nothing"
-    )
+        yield
+    except RefusedError as exc:
+        raise IntegrityError(f"manifest refused: {exc}") from exc
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise IntegrityError(f"manifest damaged: {exc}") from exc
 
 
 def decode(lines: Iterable[bytes]) -> Manifest:
@@ -336,14 +373,8 @@ def decode(lines: Iterable[bytes]) -> Manifest:
         FormatError: a version or algorithm of another release.
         IntegrityError: damaged, truncated, hostile or inconsistent. Never any other error.
     """
-    try:
+    with _damaged():
         return _decode(iter(lines))
-    except IntegrityError:
-        raise
-    except RefusedError as exc:
-        raise IntegrityError(f"manifest refused: {exc}") from exc
-    except (msgspec.MsgspecError, ValueError, binascii.Error, UnicodeError) as exc:
-        raise IntegrityError(f"manifest damaged: {exc}") from exc
 
 
 def _decode(lines: Iterator[bytes]) -> Manifest:
@@ -351,37 +382,36 @@ def _decode(lines: Iterator[bytes]) -> Manifest:
     header = read_header(first)
     hasher = Hasher(first)
     entries: list[Entry] = []
-    previous = b""
+    previous, last = b"", False
     for line in lines:
         if line.startswith(b"]"):
-            _check_trailer(line, hasher, lines)
-            return _checked(header, tuple(entries))
+            _check(last or not entries, "a comma follows its last entry")
+            complete = line == _last_line(hasher) and next(lines, None) is None
+            _check(complete, "its text does not match its own digest")
+            manifest = Manifest.of(header, entries)
+            _check(manifest.header == header, "its totals or identity do not match its entries")
+            return manifest
         hasher.update(line)
-        if len(entries) == MAX_ENTRIES:
-            raise IntegrityError(f"manifest refused: more than {MAX_ENTRIES} entries")
-        entry = _entry(_decode_entry(line.rstrip(b",\n")))
+        _check(not last, "a comma is missing between two entries")
+        _check(len(entries) < MAX_ENTRIES, f"it has more than {MAX_ENTRIES} entries")
+        text = line.removesuffix(b"\n")
+        last = not text.endswith(b",")
+        entry = _entry(text.removesuffix(b","))
         key = sort_key(entry.path)
-        if key <= previous:
-            raise IntegrityError("manifest damaged: its entries are not sorted, or one is double")
+        _check(not entries or key > previous, "its entries are not sorted, or one is double")
         previous = key
         entries.append(entry)
     raise IntegrityError("manifest truncated: its last line is missing")
 
 
-def _check_trailer(line: bytes, hasher: Hasher, rest: Iterator[bytes]) -> None:
-    trailer = _decode_trailer(b"{" + line.rstrip(b"\n")[2:])
-    if trailer.self != hasher.hexdigest() or next(rest, None) is not None:
-        raise IntegrityError("manifest damaged: its text does not match its own digest")
+def _entry(text: bytes) -> Entry:
+    entry = _from_line(_decode_entry(text))
+    # One content, one text: no space, no second spelling, nothing that we would not read.
+    _check(_encode(_line(entry)) == text, "an entry is not in canonical form")
+    return entry
 
 
-def _checked(header: Header, entries: tuple[Entry, ...]) -> Manifest:
-    manifest = Manifest.of(header, entries)
-    if manifest.header != header:
-        raise IntegrityError("manifest damaged: its totals or identity do not match its entries")
-    return Manifest(header, entries)
-
-
-def _entry(line: _File | _Directory | _Nested) -> Entry:
+def _from_line(line: _File | _Directory | _Nested) -> Entry:
     path = _path(line.path)
     match line:
         case _File():
@@ -397,9 +427,10 @@ def _entry(line: _File | _Directory | _Nested) -> Entry:
 def _file(path: str, line: _File) -> FileEntry:
     _check(0 <= line.size_bytes <= MAX_FILE_BYTES, "a size is out of range")
     _check(0 <= line.mode <= 0o777, "a mode is out of range")
+    _check(-_MAX_INTEGER <= line.mtime_ns <= _MAX_INTEGER, "a time is out of range")
     _check_digest(line.digest)
     expected = chunk_count(line.size_bytes)
-    _check(len(line.chunks) == (expected if expected > 1 else 0), "a list of chunks is too short")
+    _check(len(line.chunks) == (expected if expected > 1 else 0), "the number of chunks is wrong")
     for chunk in line.chunks:
         _check_digest(chunk)
     if line.chunks:
@@ -410,7 +441,7 @@ def _file(path: str, line: _File) -> FileEntry:
 
 
 def _check_digest(text: str) -> None:
-    _check(len(text) == 64 and set(text) <= set("0123456789abcdef"), "a digest is malformed")
+    _check(_DIGEST.fullmatch(text) is not None, "a digest is malformed")
 
 
 def _check(holds: bool, otherwise: str) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from .digest import digest
 from .errors import RefusedError, quote
 
 __all__ = [
@@ -67,12 +69,16 @@ def holder_name(name: str, kind: str, attempt: str) -> str:
     """The hidden sibling in which an attempt keeps what nobody may see yet, or any more.
 
     `name` may be empty: the holder then lies inside the tree itself. A long name is cut to what
-    a directory entry can hold, and the attempt keeps it unique.
+    a directory entry can hold; a digest then tells it from others that begin alike.
     """
     if not name:
         return f".asyncsync-{kind}-{attempt}"
+    raw = os.fsencode(name)
     room = MAX_COMPONENT_BYTES - len(f"..asyncsync-{kind}-{attempt}")
-    return f".{os.fsdecode(os.fsencode(name)[:room])}.asyncsync-{kind}-{attempt}"
+    if len(raw) > room:
+        mark = f"~{digest(raw)[:32]}".encode()
+        raw = raw[: room - len(mark)] + mark
+    return f".{os.fsdecode(raw)}.asyncsync-{kind}-{attempt}"
 
 
 def holder_of(entry: str, name: str) -> str | None:
@@ -105,7 +111,7 @@ def is_commit_file(path: str) -> bool:
 
 def sort_key(path: str) -> bytes:
     """The order of paths everywhere: by bytes."""
-    return os.fsencode(path)
+    return path.encode("ascii") if path.isascii() else os.fsencode(path)
 
 
 def check_path(path: str) -> None:
@@ -120,7 +126,7 @@ def check_path(path: str) -> None:
 
 def _fault(path: str) -> str | None:
     try:
-        raw = os.fsencode(path)
+        raw = sort_key(path)
     except UnicodeEncodeError:
         return "it holds half a surrogate pair, which no file name can"
     components = raw.split(b"/")
@@ -130,6 +136,8 @@ def _fault(path: str) -> str | None:
         return f"it is {len(components)} levels deep; {MAX_DEPTH} is the limit"
     if b"\0" in raw:
         return "it holds a NUL byte"
+    if not path.isascii() and os.fsdecode(raw) != path:
+        return "it is not the way Python spells that name"
     return next(filter(None, map(_component_fault, components)), None)
 
 
@@ -140,29 +148,45 @@ def _component_fault(component: bytes) -> str | None:
         return f"a component is {len(component)} bytes long; {MAX_COMPONENT_BYTES} is the limit"
     if component.startswith(_RESERVED.encode()):
         return f"names that begin with {_RESERVED} are reserved; rename it"
+    if b".asyncsync-" in component and is_ours(os.fsdecode(component)):
+        return "its name is that of a temporary directory of asyncsync; rename it"
     return None
 
 
-def check_set(files: Sequence[str], directories: Iterable[str]) -> None:
-    """Refuse a set of paths that no disk can hold: a file that is a directory too, or twice.
+def check_set(
+    files: Sequence[str], directories: Sequence[str] = (), nested: Sequence[str] = ()
+) -> None:
+    """Refuse a set of paths that no tree can hold.
 
     Args:
         files: paths of files.
         directories: paths of directories that must exist, such as empty ones.
+        nested: paths of directories that are commits of their own.
 
     Raises:
-        RefusedError: and names one of the paths.
+        RefusedError: a path is there twice, is a file and a directory, or lies inside a commit
+            that lists its own files; and names one of the paths.
     """
-    known = set(files)
-    if len(known) != len(files):
-        twice = sorted({p for p in files if files.count(p) > 1}, key=sort_key)[0]
-        raise RefusedError(f"name {quote(twice)} refused: it is listed twice", paths=[twice])
-    parents = set(directories)
-    for path in [*files, *directories]:
+    above = _parents([*files, *directories])
+    _refuse_any(above.intersection(nested), "is a commit of its own, and its files are its own")
+    above.update(directories, nested, _parents(nested))
+    _refuse_any(above.intersection(files), "is a file and a directory")
+    counts = Counter([*files, *directories, *nested])
+    _refuse_any((path for path, count in counts.items() if count > 1), "is listed twice")
+
+
+def _parents(paths: Iterable[str]) -> set[str]:
+    """Every directory that one of `paths` lies in."""
+    found: set[str] = set()
+    for path in paths:
         above = path.rpartition("/")[0]
-        while above and above not in parents:
-            parents.add(above)
+        while above and above not in found:
+            found.add(above)
             above = above.rpartition("/")[0]
-    if both := known & parents:
-        one = min(both, key=sort_key)
-        raise RefusedError(f"name {quote(one)} refused: it is a file and a directory", paths=[one])
+    return found
+
+
+def _refuse_any(paths: Iterable[str], reason: str) -> None:
+    first = min(paths, key=sort_key, default=None)
+    if first is not None:
+        raise RefusedError(f"name {quote(first)} refused: it {reason}", paths=[first])

@@ -7,19 +7,19 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
-from typing import Annotated, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ..errors import ConfigError, quote
 from ..location import Location
-from ..manifest import Kind
 from ..units import parse_bytes
 from ..version import __version__
-from . import commands
-from .commands import Patterns
-from .output import Options, Output
-from .runner import Job, Limits, World, report_failure, run_job
+from .job import Job, Limits, Options, Patterns
+
+if TYPE_CHECKING:
+    from ..manifest import Kind
+    from .runner import World
 
 __all__ = ["app", "main"]
 
@@ -75,21 +75,26 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Details and trac
 
 def main(argv: Sequence[str] | None = None, world: World | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return its exit code."""
-    world = world or World(stdin=sys.stdin, stdout=_lenient(sys.stdout), stderr=sys.stderr)
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         job = app(args=args or ["--help"], prog_name="asyncsync", standalone_mode=False)
-        if not isinstance(job, Job):  # --help or --version, which have printed
-            return int(job or 0) if args else ConfigError.exit_code
-        return run_job(job, world)
     except (UsageError, ConfigError) as exc:
         return _refuse(args, exc, world)
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    if not isinstance(job, Job):  # --help or --version, which have printed
+        return int(job or 0) if args else ConfigError.exit_code
+    from .runner import run_job, this_process
+
+    return run_job(job, world or this_process())
 
 
-def _refuse(args: Sequence[str], exc: Exception, world: World) -> int:
+def _refuse(args: Sequence[str], exc: Exception, world: World | None) -> int:
     """Say what is wrong with the arguments; nothing has run."""
+    from .output import Output
+    from .runner import report_failure, this_process
+
+    world = world or this_process()
     options = Options(json="--json" in args, verbose="-v" in args or "--verbose" in args)
     output = Output(options, stdout=world.stdout, stderr=world.stderr)
     text = exc.format_message() if hasattr(exc, "format_message") else str(exc)
@@ -109,13 +114,6 @@ def _without_secrets(text: str, args: Sequence[str]) -> str:
         except ConfigError:
             text = text.replace(arg, "...")
     return text
-
-
-def _lenient(stream: TextIO | None) -> TextIO | None:
-    """A character that the terminal's encoding lacks is escaped, not an error."""
-    if stream is not None and hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="backslashreplace")
-    return stream
 
 
 def _local(text: str, usage: str) -> str:
@@ -202,6 +200,8 @@ def _up(  # noqa: PLR0913 - a parameter is an option here
     verbose: Verbose = False,
 ) -> Job:
     """Commit the directory SRC to LOCATION."""
+    from . import commands
+
     place = _place(location)
     kind: Kind | None = None if rolling is None else "rolling" if rolling else "sealed"
     work = partial(
@@ -237,6 +237,8 @@ def _down(  # noqa: PLR0913 - a parameter is an option here
     verbose: Verbose = False,
 ) -> Job:
     """Bring the tree at LOCATION into the directory DST, verified."""
+    from . import commands
+
     path = _local(target, "down LOCATION DST")
     work = partial(
         commands.down,
@@ -273,6 +275,8 @@ def _restore(  # noqa: PLR0913 - a parameter is an option here
     verbose: Verbose = False,
 ) -> Job:
     """Bring the newest commit at or below LOCATION, or that of a step, into DIR."""
+    from . import commands
+
     if latest and step is not None:
         raise ConfigError("--latest and --step exclude each other; give one of them")
     path = _local(target, "restore LOCATION DIR")
@@ -301,6 +305,8 @@ def _verify(
     verbose: Verbose = False,
 ) -> Job:
     """Read the commit at LOCATION and compare every byte with its manifest."""
+    from . import commands
+
     place = _place(location)
     work = partial(commands.verify, location=place, limits=_limits(jobs, bwlimit, timeout))
     options = Options(json=json, quiet=quiet, verbose=verbose)
@@ -312,6 +318,8 @@ def _verify(
 @app.command("ls")
 def _ls(location: Place, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> Job:
     """List the commits at and below LOCATION, newest first."""
+    from . import commands
+
     options = Options(json=json, quiet=quiet, verbose=verbose)
     work = partial(commands.ls, location=_place(location))
     return Job(command="ls", options=options, work=work)
@@ -328,7 +336,9 @@ def _rm(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> Job:
-    """Delete the commits at and below LOCATION."""
+    """Delete the commit at LOCATION, with the commits inside it."""
+    from . import commands
+
     place = _place(location)
     work = partial(commands.rm, location=place, yes=yes, allow_uncommitted=allow_uncommitted)
     options = Options(json=json, quiet=quiet, verbose=verbose)
@@ -341,6 +351,8 @@ def _doctor(
     location: Place, json: Json = False, quiet: Quiet = False, verbose: Verbose = False
 ) -> Job:
     """Find out what LOCATION can do and what is missing there."""
+    from . import commands
+
     options = Options(json=json, quiet=quiet, verbose=verbose)
     work = partial(commands.doctor, location=_place(location))
     return Job(command="doctor", options=options, work=work)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import anyio
 import anyio.to_thread
@@ -17,23 +17,14 @@ from ..location import Location
 from ..manifest import Kind
 from ..syncing import Commit, ProbeReport, Receipt, StorageSyncer, SyncPlan
 from ..units import format_bytes, format_seconds
+from .job import Limits, Links, Outcome, Patterns
 from .output import Output
-from .runner import Limits, Outcome, Session
+from .runner import Session
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Links", "Patterns", "doctor", "down", "ls", "restore", "rm", "up", "verify"]
-
-Links = Literal["refuse", "follow"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patterns:
-    """Which files take part."""
-
-    exclude: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
+__all__ = ["doctor", "down", "ls", "restore", "rm", "up", "verify"]
 
 
 async def up(  # noqa: PLR0913 - each is an option of the command
@@ -224,7 +215,7 @@ def _cells(commit: Commit) -> tuple[str, ...]:
 
 
 async def rm(session: Session, *, location: str, yes: bool, allow_uncommitted: bool) -> Outcome:
-    """Delete the commits at or below a location, after asking."""
+    """Delete the commit at a location and those inside it, after asking."""
     if not yes:
         _check_terminal(session)
     async with session.syncer() as syncer:
@@ -245,8 +236,9 @@ async def rm(session: Session, *, location: str, yes: bool, allow_uncommitted: b
 async def _question(syncer: StorageSyncer, location: str, *, allow_uncommitted: bool) -> str:
     commits = [commit async for commit in syncer.commits(location)]
     amount = _amount(sum(c.files for c in commits), sum(c.size_bytes for c in commits))
+    noun = "commit" if len(commits) == 1 else "commits"
     more = " and files of no commit" if allow_uncommitted else ""
-    return f"Delete {len(commits)} commits ({amount}){more} at {quote(location)}? [y/N] "
+    return f"Delete {len(commits)} {noun}, {amount}{more}, at {quote(location)}? [y/N] "
 
 
 def _check_terminal(session: Session) -> TextIO:

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from filecmp import cmpfiles
+from filecmp import cmp, cmpfiles
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,8 +29,10 @@ from ..location import Location
 from ..syncing import StorageSyncer
 from ..units import MIB, format_bytes, format_seconds
 from .demo_protocol import Committed, Plan, Report, Saved, Sent, Stepped, Synced, Trained
+from .job import Outcome
 from .output import Output
-from .runner import Outcome, Session
+from .progress import Monitor
+from .runner import Session
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,9 +41,9 @@ __all__ = ["demo"]
 
 T = TypeVar("T")
 
-STEPS = 60
-EVERY = 15
-KILLED_STEP = 45
+STEPS = 48
+EVERY = 12
+KILLED_STEP = 36
 KEPT_STEP = KILLED_STEP - EVERY
 BYTES_PER_SECOND = 12 * MIB  # about a second for a checkpoint: as long as training needs for one
 
@@ -66,7 +68,7 @@ async def demo(session: Session, *, to: str | None, keep: bool) -> Outcome:
     begun = time.monotonic()
     async with workspace(keep=keep) as directory, session.syncer() as syncer:
         remote = _new_place(to or str(directory / "store"))
-        stage = _Stage(session.output, syncer, directory, remote)
+        stage = _Stage(session.output, session.monitor, syncer, directory, remote)
         runs = await _play(stage)
         session.output.result(session.output.render(_table(runs)))
         summary = _summary(runs) | {"claims": stage.claims, "seconds": time.monotonic() - begun}
@@ -107,10 +109,19 @@ class _Stage:
     """Where the demo plays."""
 
     output: Output
+    monitor: Monitor
     syncer: StorageSyncer
     directory: Path
     remote: str
     claims: int = 0
+
+    @property
+    def checkpoints(self) -> str:
+        return str(Location.parse(self.remote) / "checkpoints")
+
+    @property
+    def trial(self) -> str:
+        return str(Location.parse(self.remote) / "trial")
 
     @contextmanager
     def claim(self, text: str) -> Iterator[None]:
@@ -120,12 +131,15 @@ class _Stage:
         except AsyncSyncError as exc:
             self.output.emit("claim", {"claim": text, "ok": False})
             raise AsyncSyncError(f"the demo failed: {text}: {exc}") from exc
+        finally:
+            self.monitor.close()
+        self.monitor.tally.committed = False  # a scene of the demo, not what the user waits for
         self.claims += 1
         self.output.emit("claim", {"claim": text, "ok": True})
-        self.output.note(f"  ok  {text}")
+        self.say(f"  ok  {text}")
 
     def say(self, text: str) -> None:
-        self.output.note(text)
+        self.monitor.note(text)
 
 
 def _hold(condition: bool, otherwise: str) -> None:
@@ -144,7 +158,7 @@ async def _play(stage: _Stage) -> list[Run]:
     plan = await _restore(stage)
     stage.say(f"training on from step {KEPT_STEP}")
     resumed = await _train_on(stage, plan)
-    await _check_weights(stage)
+    await _check_results(stage)
     return [whole, killed, resumed]
 
 
@@ -182,7 +196,7 @@ def _half_sent(report: Report) -> bool:
 
 
 async def _check_what_is_visible(stage: _Stage) -> None:
-    checkpoints = f"{stage.remote}/checkpoints"
+    checkpoints = stage.checkpoints
     with stage.claim(f"checkpoint {KILLED_STEP} is not visible"):
         steps = [commit.step async for commit in stage.syncer.commits(checkpoints)]
         _hold(steps == [KEPT_STEP, KEPT_STEP - EVERY], f"the commits are those of steps {steps}")
@@ -197,8 +211,8 @@ async def _restore(stage: _Stage) -> Plan:
     """Bring back checkpoint and trial, and plan the rest of the training."""
     directory = stage.directory / "second"
     with stage.claim(f"checkpoint {KEPT_STEP} and the trial's files come back"):
-        await stage.syncer.restore(f"{stage.remote}/checkpoints", directory / "restored")
-        await stage.syncer.sync_down(f"{stage.remote}/trial", directory / "trial")
+        await stage.syncer.restore(stage.checkpoints, directory / "restored")
+        await stage.syncer.sync_down(stage.trial, directory / "trial")
     return Plan(
         directory=str(directory),
         steps=STEPS,
@@ -218,14 +232,21 @@ async def _train_on(stage: _Stage, plan: Plan) -> Run:
     return run
 
 
-async def _check_weights(stage: _Stage) -> None:
-    final = stage.directory / "final"
+async def _check_results(stage: _Stage) -> None:
+    """Compare what the location holds now with what the uninterrupted run wrote."""
+    whole, final = stage.directory / "whole", stage.directory / "final"
     with stage.claim(
         "weights, moments and random state are bit-identical to the uninterrupted run"
     ):
-        await stage.syncer.restore(f"{stage.remote}/checkpoints", final, step=STEPS)
-        wrong = await anyio.to_thread.run_sync(_differences, stage.directory / "whole/final", final)
+        await stage.syncer.restore(stage.checkpoints, final, step=STEPS)
+        wrong = await anyio.to_thread.run_sync(_differences, whole / "final", final)
         _hold(not wrong, f"{', '.join(wrong)} differ")
+    with stage.claim("the log of losses, a file that grows, is that of the uninterrupted run"):
+        trial = stage.directory / "trial"
+        log = "losses.jsonl"
+        await stage.syncer.sync_down(stage.trial, trial, include=[log])
+        same = await anyio.to_thread.run_sync(cmp, whole / "trial" / log, trial / log, False)
+        _hold(same, "it is not")
 
 
 def _differences(expected: Path, found: Path) -> list[str]:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..events import Event, Moved
+from ..location import Location
 from ..syncing import StorageSyncer
 from .demo_protocol import Committed, Plan, Report, Saved, Sent, Stepped, Synced, Trained
 
@@ -134,7 +135,7 @@ class Saver:
         self, plan: Plan, remote: str, syncer: StorageSyncer, group: anyio.abc.TaskGroup
     ) -> None:
         self._directory = Path(plan.directory)
-        self._remote = remote
+        self._remote = Location.parse(remote)
         self._syncer = syncer
         self._group = group
         self._slot = anyio.Semaphore(1)
@@ -162,14 +163,14 @@ class Saver:
                 sent, total = event.moved_bytes, event.total_bytes
                 report(Sent(step=step, moved_bytes=sent, total_bytes=total))
 
-        target = f"{self._remote}/checkpoints/{directory.name}"
+        target = str(self._remote / "checkpoints" / directory.name)
         receipt = await self._syncer.sync_up(directory, target, step=step, observe=moved)
         sent, skipped, seconds = receipt.sent_bytes, receipt.skipped_bytes, receipt.seconds
         report(Committed(step=step, sent_bytes=sent, skipped_bytes=skipped, seconds=seconds))
 
     async def _send_trial(self, step: int) -> None:
         trial = self._directory / "trial"
-        receipt = await self._syncer.sync_up(trial, f"{self._remote}/trial", kind="rolling")
+        receipt = await self._syncer.sync_up(trial, str(self._remote / "trial"), kind="rolling")
         sent, skipped = receipt.sent_bytes, receipt.skipped_bytes
         report(Synced(step=step, sent_bytes=sent, skipped_bytes=skipped))
 
@@ -184,7 +185,14 @@ def prepare(plan: Plan) -> Model:
         model = Model(dataset["points"], dataset["labels"])
     if plan.resume is not None:
         model.load(Path(plan.resume))
+        forget_after(model.step, trial / "losses.jsonl")
     return model
+
+
+def forget_after(step: int, log: Path) -> None:
+    """Take the steps that are going to be trained again out of the log."""
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def train_step(model: Model, log: TextIO) -> float:

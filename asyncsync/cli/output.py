@@ -7,28 +7,20 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
 from ..errors import AsyncSyncError, TransferError
 from ..events import Event
+from .job import Options
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["SCHEMA", "Options", "Output", "Stream", "describe_error", "event_name", "one_line"]
+__all__ = ["SCHEMA", "Output", "Stream", "describe_error", "event_name", "one_line"]
 
 SCHEMA = 1
 """Version of the JSON lines; a field that changes its meaning or goes away raises it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What every command takes."""
-
-    json: bool = False
-    quiet: bool = False
-    verbose: bool = False
 
 
 class Stream:

@@ -237,7 +237,11 @@ class Monitor:
         self._output.emit_event(event)
         text = _warning(event) or (_detail(event) if self._output.options.verbose else "")
         if text:
-            self._display.note(f"asyncsync: {one_line(text)}")
+            self.note(f"asyncsync: {one_line(text)}")
+
+    def note(self, text: str) -> None:
+        """A line for people, beside what is shown; not with -q."""
+        self._display.note(text)
 
     async def run(self) -> None:
         """Show the tally again and again; ends by cancellation."""
@@ -246,6 +250,8 @@ class Monitor:
             self._display.show(self.tally)
 
     def close(self) -> None:
+        """Nothing moves any more; the terminal is as it was, until the next event."""
+        self.tally.moving = False
         self._display.close()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import signal
+import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
@@ -17,7 +19,8 @@ from ..clock import Clock, SystemClock
 from ..errors import AsyncSyncError
 from ..events import Observer
 from ..syncing import StorageSyncer
-from .output import Options, Output, describe_error
+from .job import Job, Limits, Outcome
+from .output import Output, describe_error
 from .progress import Monitor, choose_display
 
 __all__ = [
@@ -30,15 +33,6 @@ __all__ = [
     "report_failure",
     "run_job",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a command may use: None is the syncer's own default."""
-
-    jobs: int | None = None
-    bwlimit: float | None = None
-    timeout_s: float | None = None
 
 
 class OpenSyncer(Protocol):
@@ -73,40 +67,26 @@ class World:
     open_syncer: OpenSyncer = open_syncer
 
 
+def this_process() -> World:
+    """The real surroundings."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A character that the terminal's encoding lacks is escaped, not an error.
+            stream.reconfigure(errors="backslashreplace")
+    return World(stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """What a running command works with."""
 
     world: World
     output: Output
-    observe: Observer
+    monitor: Monitor
 
     def syncer(self, limits: Limits | None = None) -> AbstractAsyncContextManager[StorageSyncer]:
         """A syncer that reports to this session; enter it."""
-        return self.world.open_syncer(limits or Limits(), self.observe)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a command ended: the fields of its summary, the words for people, the exit code."""
-
-    summary: Mapping[str, object] = field(default_factory=dict)
-    text: str = ""
-    exit_code: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A command with its arguments, not yet started.
-
-    Attributes:
-        unfinished: what people have to know when a signal stops it before its commit.
-    """
-
-    command: str
-    options: Options
-    work: Callable[[Session], Awaitable[Outcome]]
-    unfinished: str = "stopped"
+        return self.world.open_syncer(limits or Limits(), self.monitor)
 
 
 def run_job(job: Job, world: World) -> int:
@@ -157,7 +137,7 @@ class _Run:
         self._scope.cancel()
 
     async def _work(self) -> int:
-        session = Session(world=self._world, output=self._output, observe=self._monitor)
+        session = Session(world=self._world, output=self._output, monitor=self._monitor)
         outcome = None
         try:
             with self._scope:

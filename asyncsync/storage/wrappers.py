@@ -328,7 +328,7 @@ class _Writer:
             lambda: self._inner.write(file, offset, block),
         )
 
-    async def write_many(self, files: Sequence[tuple[NewFile, bytes]]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
         size_bytes = sum(len(data) for _, data in files)
         await self._around(
             f"write {len(files)} files", size_bytes, lambda: self._inner.write_many(files)

@@ -57,10 +57,15 @@ class Commit:
         )
 
     @property
-    def order(self) -> tuple[int, int, int, float, str]:
-        """Newer commits compare greater."""
+    def order(self) -> tuple[bool, int, int, int, float, str]:
+        """Newer commits compare greater.
+
+        A damaged one whose name has no step could be the newest, so it counts as that: whoever
+        asks for the newest must hear of it.
+        """
+        unknown = self.damaged is not None and self.step is None
         step = -1 if self.step is None else self.step
-        return (self.epoch, step, self.sequence, self.created, self.location)
+        return (unknown, self.epoch, step, self.sequence, self.created, self.location)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import ConfigError, quote
 from ..location import Location
 from ..manifest import FileEntry, Kind, Manifest
 from ..storage import NewFile
 
-__all__ = ["RestorePlan", "check_overlap", "may_replace", "plan_restore", "step_of"]
+__all__ = ["LocalTree", "RestorePlan", "check_overlap", "may_replace", "plan_restore", "step_of"]
 
 _TRAILING_NUMBER = re.compile(r"(?:^|\D)0*(\d{1,18})$")
 
@@ -68,6 +68,30 @@ def may_replace(
 
 
 @dataclass(frozen=True, slots=True)
+class LocalTree:
+    """What a directory holds that is about to be restored into.
+
+    Attributes:
+        files: by path.
+        directories: their paths.
+        others: paths of links, sockets and the like, and of commits inside.
+    """
+
+    files: Mapping[str, NewFile] = field(default_factory=dict)
+    directories: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
+
+    def blocks(self, path: str) -> bool:
+        """Whether there can be no file `path`, because something else has a name on the way."""
+        if path in self.directories or path in self.others:
+            return True
+        while path := path.rpartition("/")[0]:
+            if path in self.files or path in self.others:
+                return True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
 class RestorePlan:
     """What to do with every file of a restore, by path and in order.
 
@@ -86,7 +110,7 @@ class RestorePlan:
 
 def plan_restore(
     wanted: Mapping[str, FileEntry],
-    local: Mapping[str, NewFile],
+    local: LocalTree,
     digests: Mapping[str, str],
     previous: Mapping[str, FileEntry],
 ) -> RestorePlan:
@@ -94,13 +118,13 @@ def plan_restore(
 
     Args:
         wanted: the files of the commit, by path.
-        local: the files in the directory.
-        digests: digest of each local file that `wanted` or `previous` lists in the same size.
+        local: what is in the directory.
+        digests: digest of each file in it that `wanted` or `previous` lists in the same size.
         previous: what an earlier restore put there.
     """
     fetch, keep, clash = list[FileEntry](), list[FileEntry](), list[str]()
     for path, entry in wanted.items():
-        if path not in local:
+        if path not in local.files:
             fetch.append(entry)
         elif digests.get(path) == entry.digest:
             keep.append(entry)
@@ -108,7 +132,9 @@ def plan_restore(
             fetch.append(entry)
         else:
             clash.append(path)
-    gone = [path for path in previous if path not in wanted and path in local]
+    gone = [path for path in previous if path not in wanted and path in local.files]
     delete = [path for path in gone if digests.get(path) == previous[path].digest]
     changed = [path for path in gone if path not in delete]
-    return RestorePlan(tuple(fetch), tuple(keep), tuple(clash + changed), tuple(delete))
+    replaced = [path for path in previous if path not in local.files and local.blocks(path)]
+    clashes = tuple(clash + changed + replaced)
+    return RestorePlan(tuple(fetch), tuple(keep), clashes, tuple(delete))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -19,17 +19,17 @@ from ..errors import (
     quote,
     quote_some,
 )
-from ..events import Committed, Observer, Planned
+from ..events import Committed, Observer, Planned, ignore
 from ..location import Location
-from ..manifest import Entry, FileEntry, Header, Manifest
-from ..names import new_attempt
+from ..manifest import DirectoryEntry, Entry, FileEntry, Header, Manifest
+from ..names import NEXT, new_attempt
 from ..patterns import Selection
 from ..storage import Durability, Intent, NewFile, TreeStore, TreeWriter
 from ..storage.local import LocalTrees
 from ..transfer import Committed as CommittedSource
-from ..transfer import Directory, Engine, SourceFile, Tally, Unverified
+from ..transfer import Directory, Engine, Scan, SourceFile, Tally, Unverified
 from .base import Receipt
-from .decisions import RestorePlan, plan_restore
+from .decisions import LocalTree, RestorePlan, plan_restore
 from .upload import SyncPlan
 
 __all__ = ["Download", "DownloadRequest"]
@@ -45,15 +45,45 @@ class DownloadRequest:
     allow_unverified: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Decided:
-    """The commit (None: a tree without one), what of it is wanted, and what to do for it."""
+    """What to fetch, and what for.
 
-    whole: Manifest | None
-    wanted: tuple[Entry, ...]
-    raw: tuple[NewFile, ...]
-    previous: Manifest | None
-    plan: RestorePlan
+    Attributes:
+        whole: the commit; None for a tree without one, whose files are `raw`.
+        wanted: what the directory is to hold of it.
+        previous: what an earlier restore put there.
+        complete: everything wanted is there already.
+    """
+
+    whole: Manifest | None = None
+    wanted: tuple[Entry, ...] = ()
+    raw: tuple[NewFile, ...] = ()
+    previous: Manifest | None = None
+    plan: RestorePlan = field(default_factory=lambda: RestorePlan((), (), (), ()))
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """What a walk found in the target directory."""
+
+    scanned: dict[str, SourceFile]
+    tree: LocalTree
+
+    @property
+    def directories(self) -> frozenset[str]:
+        return self.tree.directories
+
+    @classmethod
+    def of(cls, scan: Scan) -> _Local:
+        files = {path: file.new for path, file in scan.files.items()}
+        others = {*scan.nested, *(path for path, _ in scan.left_out)}
+        directories = {entry.path for entry in scan.directories}
+        for path in (*files, *others, *directories):
+            while (path := path.rpartition("/")[0]) and path not in directories:
+                directories.add(path)
+        return cls(scan.files, LocalTree(files, frozenset(directories), frozenset(others)))
 
 
 class Download:
@@ -99,6 +129,7 @@ class Download:
             ClashError: the directory holds files of the user's own under these names.
         """
         started = self._clock.monotonic()
+        await self._finish_interrupted()
         decided = await self._decide()
         receipt = await (self._fetch(decided) if decided.whole else self._fetch_raw(decided))
         nested = await self._nested(decided)
@@ -108,6 +139,15 @@ class Download:
             sent_bytes=receipt.sent_bytes + sum(r.sent_bytes for r in nested),
             seconds=self._clock.monotonic() - started,
         )
+
+    async def _finish_interrupted(self) -> None:
+        """Put into place what an earlier restore had committed when it was interrupted."""
+        if not await self._threads.run(os.path.lexists, f"{self._request.local}/{NEXT}"):
+            return
+        there = await self._target.read_header(self._target_tree)
+        intent = Intent(attempt=new_attempt(), expect=there.identity, in_place=True)
+        async with self._target.begin(self._target_tree, intent):
+            return
 
     # -- deciding
 
@@ -122,9 +162,17 @@ class Download:
         wanted = self._wanted(whole)
         previous = await self._previous(whole)
         files = {entry.path: entry for entry in wanted if isinstance(entry, FileEntry)}
-        plan = await self._compare(files, previous.files if previous else {})
+        async with self._directory() as (directory, local):
+            plan = await self._compare(files, previous.files if previous else {}, directory, local)
         self._announce(plan)
-        return _Decided(whole, self._with_earlier(whole, wanted, previous), (), previous, plan)
+        hollow = {entry.path for entry in wanted if isinstance(entry, DirectoryEntry)}
+        return _Decided(
+            whole=whole,
+            wanted=self._with_earlier(whole, wanted, previous),
+            previous=previous,
+            plan=plan,
+            complete=not plan.fetch and hollow <= local.directories,
+        )
 
     def _wanted(self, whole: Manifest) -> tuple[Entry, ...]:
         selection = self._request.selection
@@ -152,7 +200,7 @@ class Download:
         try:
             previous = await self._target.read_manifest(self._target_tree)
         except NotFoundError as exc:
-            self._refuse_file(exc)
+            await self._threads.run(self._refuse_file, exc)
             return None
         source = previous.header.part_of or previous.identity
         if not self._request.selection.everything and source != whole.identity:
@@ -179,25 +227,27 @@ class Download:
         return (*wanted, *(entry for entry in previous.entries if entry.path not in paths))
 
     async def _compare(
-        self, wanted: Mapping[str, FileEntry], previous: Mapping[str, FileEntry]
+        self,
+        wanted: Mapping[str, FileEntry],
+        previous: Mapping[str, FileEntry],
+        directory: Directory | None,
+        local: _Local,
     ) -> RestorePlan:
-        async with self._local_files() as (directory, files):
-            if directory is None:
-                return plan_restore(wanted, {}, {}, {})
-            unsure = [
-                file
-                for path, file in files.items()
-                if any(
-                    path in entries and entries[path].size_bytes == file.size_bytes
-                    for entries in (wanted, previous)
-                )
-            ]
-            outcome = await self._engine.check(unsure, directory, Tally(lambda event: None))
+        if directory is None:
+            return plan_restore(wanted, LocalTree(), {}, {})
+        unsure = [
+            file
+            for path, file in local.scanned.items()
+            if any(
+                path in entries and entries[path].size_bytes == file.size_bytes
+                for entries in (wanted, previous)
+            )
+        ]
+        outcome = await self._engine.check(unsure, directory, Tally(ignore))
         digests = {path: entry.digest for path, entry in outcome.entries.items()}
-        local = {path: file.new for path, file in files.items()}
         if not self._request.selection.everything:
             previous = {path: entry for path, entry in previous.items() if path in wanted}
-        plan = plan_restore(wanted, local, digests, previous)
+        plan = plan_restore(wanted, local.tree, digests, previous)
         if plan.clash:
             raise ClashError(
                 f"{quote(self._request.local)} holds files that are not what asyncsync restored "
@@ -208,21 +258,23 @@ class Download:
         return plan
 
     @asynccontextmanager
-    async def _local_files(self) -> AsyncIterator[tuple[Directory | None, dict[str, SourceFile]]]:
-        """What is in the target directory, if it exists. Links and the like are not ours."""
-        try:
+    async def _directory(self) -> AsyncIterator[tuple[Directory | None, _Local]]:
+        """The target directory, if it exists, and what is in it."""
+        async with AsyncExitStack() as stack:
             opening = Directory.open(self._request.local, "rolling", self._threads)
-            async with opening as directory:
-                yield directory, (await directory.scan(Selection())).files
-        except NotFoundError:
-            yield None, {}
+            directory: Directory | None
+            try:
+                directory = await stack.enter_async_context(opening)
+                found = _Local.of(await directory.scan(Selection()))
+            except NotFoundError:
+                directory, found = None, _Local({}, LocalTree())
+            yield directory, found
 
     async def _decide_raw(self) -> _Decided:
         takes = self._request.selection.takes
         raw = [f for f in await self._store.list_files(self._tree) if takes(f.path)]
-        nothing = RestorePlan((), (), (), ())
-        async with self._local_files() as (_, files):
-            clash = sorted(files.keys() & {file.path for file in raw})
+        async with self._directory() as (_, local):
+            clash = sorted(local.scanned.keys() & {file.path for file in raw})
         if clash:
             raise ClashError(
                 f"{quote(self._request.local)} holds files under the same names: "
@@ -230,7 +282,7 @@ class Download:
                 side="target",
                 paths=clash,
             )
-        return _Decided(None, (), tuple(raw), None, nothing)
+        return _Decided(raw=tuple(raw))
 
     def _announce(self, plan: RestorePlan) -> None:
         self._observe(
@@ -249,7 +301,7 @@ class Download:
         assert decided.whole is not None, "only trees with a manifest come here"
         manifest = self._local_manifest(decided.whole, decided.wanted)
         there = decided.previous.identity if decided.previous else None
-        if there == manifest.identity and not decided.plan.fetch:
+        if there == manifest.identity and decided.complete:
             durability = await self._target.confirm(self._target_tree)
             return self._receipt(manifest, decided, durability)
         where = quote(str(self._request.remote))

@@ -27,11 +27,11 @@ from ..errors import (
 )
 from ..events import FellBack, Kept, Observer, Started, ignore
 from ..location import Location
-from ..manifest import FileEntry, Kind
+from ..manifest import Kind
 from ..names import new_attempt
 from ..patterns import Selection
 from ..storage import Backoff, Deleted, Rate, TreeStore, equip_trees, open_trees, retry
-from ..transfer import Bounds, Committed, Engine, Links, Tally
+from ..transfer import Bounds, Engine, Inspected, Links, Tally
 from ..units import MIB
 from ..version import __version__
 from .base import Path, Receipt
@@ -180,7 +180,7 @@ class StorageSyncer:
         )
         told = observe or self._observe
         async with self._store(request.remote, told) as (store, tree):
-            check_overlap(request.local, request.remote)
+            await self._check_overlap(request.local, request.remote)
             told(Started(direction="up", source=request.local, target=str(request.remote)))
 
             async def attempt() -> Receipt:
@@ -214,7 +214,7 @@ class StorageSyncer:
             links=links,
         )
         async with self._store(request.remote, self._observe) as (store, tree):
-            check_overlap(request.local, request.remote)
+            await self._check_overlap(request.local, request.remote)
             return await self._upload(request, store, tree, ignore).plan()
 
     async def sync_down(
@@ -243,7 +243,7 @@ class StorageSyncer:
         request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
         told = observe or self._observe
         async with self._store(request.remote, told) as (store, tree):
-            check_overlap(request.local, request.remote)
+            await self._check_overlap(request.local, request.remote)
             told(Started(direction="down", source=str(request.remote), target=request.local))
 
             async def attempt() -> Receipt:
@@ -263,7 +263,7 @@ class StorageSyncer:
         """What `sync_down` would do, without doing it."""
         request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
         async with self._store(request.remote, self._observe) as (store, tree):
-            check_overlap(request.local, request.remote)
+            await self._check_overlap(request.local, request.remote)
             return await self._download(request, store, tree, ignore).plan()
 
     async def delete(
@@ -323,26 +323,15 @@ class StorageSyncer:
         self, store: TreeStore, tree: str, remote: Location, observe: Observer
     ) -> VerifyReport:
         manifest = await store.read_manifest(tree)
-        failures = dict[str, str]()
-        left: dict[str, FileEntry] = dict(manifest.files)
-        tally = Tally(observe)
         async with store.open(tree, manifest) as reader:
-            source = Committed(reader, quote(str(remote)))
-            while left:
-                try:
-                    await self._engine.check(list(left.values()), source, tally)
-                    break
-                except (IntegrityError, TransferError) as exc:
-                    found = _by_path(exc, left)
-                    failures |= found
-                    for path in found:
-                        del left[path]
+            source = Inspected(reader, quote(str(remote)))
+            await self._engine.check(tuple(manifest.files.values()), source, Tally(observe))
         return VerifyReport(
             location=str(remote),
             identity=manifest.identity,
             files=manifest.header.files,
             size_bytes=manifest.header.size_bytes,
-            failures=tuple(sorted(failures.items())),
+            failures=tuple(sorted(source.damaged.items())),
         )
 
     async def commits(self, remote_dir: Path) -> AsyncIterator[Commit]:
@@ -451,6 +440,15 @@ class StorageSyncer:
         return ProbeReport(location=str(remote), capabilities=able, marker=marker.id)
 
     # -- helpers
+
+    async def _check_overlap(self, local: str, remote: Location) -> None:
+        """Refuse overlapping trees, also when links hide that they overlap."""
+        check_overlap(local, remote)
+        if remote.scheme == "file":
+            real = await self._threads.run(os.path.realpath, remote.path)
+            check_overlap(
+                await self._threads.run(os.path.realpath, local), Location("file", "", real)
+            )
 
     @asynccontextmanager
     async def _store(
@@ -571,9 +569,14 @@ def _local(path: Path) -> str:
 
 
 def _candidates(found: list[Commit], remote: Location) -> list[Commit]:
-    """Newest first: the commit itself if it is sealed, else what is below it, else itself."""
+    """Newest first: the commit itself if it is sealed, else what is below it, else itself.
+
+    A damaged one does not say which it is: then it comes before what is below.
+    """
     here = [commit for commit in found if commit.location == str(remote)]
     below = [c for c in found if c.location != str(remote) and c.part_of is None]
+    if here and here[0].damaged is not None:
+        return here + below
     if here and (here[0].kind == "sealed" or not below):
         return here
     return below
@@ -594,22 +597,3 @@ def _damaged(commit: Commit, reason: str, older: Sequence[Commit]) -> IntegrityE
         f"the newest commit, {quote(commit.location)}, is damaged: {reason}; {offer}",
         side="source",
     )
-
-
-def _by_path(error: AsyncSyncError, files: dict[str, FileEntry]) -> dict[str, str]:
-    """Which files an error is about, with the reason.
-
-    Raises:
-        AsyncSyncError: it is about none of `files`.
-    """
-    parts = error.failures if isinstance(error, TransferError) else (error,)
-    found = {
-        path: str(part)
-        for part in parts
-        if isinstance(part, IntegrityError)
-        for path in part.paths
-        if path in files
-    }
-    if not found:
-        raise error
-    return found

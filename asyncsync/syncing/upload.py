@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from ..errors import (
 from ..events import Committed, Observer, Planned, Skipped, SourceChanged, ignore
 from ..location import Location
 from ..manifest import DirectoryEntry, Entry, FileEntry, Header, Kind, Manifest, NestedEntry
-from ..names import new_attempt, sort_key
+from ..names import NEXT, new_attempt, sort_key
 from ..patterns import TEMPORARY_NAMES, Selection
 from ..storage import Durability, Intent, NewFile, TreeStore, TreeWriter
 from ..storage.local import LocalTrees
@@ -99,6 +100,11 @@ class _Found:
     entries: dict[str, FileEntry] = field(default_factory=dict)
 
     @property
+    def inside(self) -> set[str]:
+        """Paths of the commits inside the target."""
+        return {entry.path for entry in self.nested}
+
+    @property
     def others(self) -> tuple[Entry, ...]:
         return (*self.scan.directories, *self.nested)
 
@@ -156,8 +162,10 @@ class Upload:
         started = self._clock.monotonic()
         async with self._source() as (source, previous, kind):
             found = await self._look(source, previous, kind)
-            self._check_conflict(found, await self._origin())
-            found.nested += await self._send_nested(found)
+            origin = await self._origin()
+            self._check_conflict(found, origin)
+            found.nested = await self._send_nested(found)
+            self._check_conflict(found, origin)
             receipt = await self._send(source, found)
         return replace(receipt, seconds=self._clock.monotonic() - started)
 
@@ -170,7 +178,16 @@ class Upload:
         kind = request.kind or (previous.header.kind if previous else "sealed")
         opened = Directory.open(request.local, kind, self._threads, links=request.links)
         async with opened as source:
+            await self._refuse_unfinished()
             yield source, previous, kind
+
+    async def _refuse_unfinished(self) -> None:
+        if await self._threads.run(os.path.lexists, os.path.join(self._request.local, NEXT)):
+            raise BusyError(
+                f"source {quote(self._request.local)} is being written, or that was interrupted; "
+                "wait, or sync down to it again",
+                side="source",
+            )
 
     async def _previous(self) -> Manifest | None:
         try:
@@ -189,11 +206,11 @@ class Upload:
         return header.identity
 
     async def _look(self, source: Directory, previous: Manifest | None, kind: Kind) -> _Found:
-        nested = previous.nested if previous else await self._nested_there(kind)
+        nested = previous.nested if previous else await self._nested_there()
         found = await self._compare(source, previous, kind, nested)
         if previous and not _is_unchanged(found):
             # Only a sync that is going to write needs to know what was committed inside since.
-            nested = await self._nested_there(kind)
+            nested = await self._nested_there()
             if nested != previous.nested:
                 found = await self._compare(source, previous, kind, nested)
         self._announce(found)
@@ -206,38 +223,41 @@ class Upload:
         kind: Kind,
         nested: tuple[NestedEntry, ...],
     ) -> _Found:
-        scan = await source.scan(self._selection(kind, nested))
+        inside = {entry.path for entry in nested}
+        scan = await source.scan(self._selection(kind), inside=inside)
         for path, reason in scan.left_out:
             self._observe(Skipped(path=path, reason=reason))
         self._refuse_empty(scan, previous)
         await self._settle(scan)
         known = await self._threads.run(self._records.load, scan.files)
         there = previous.files if previous else {}
-        brought = set(scan.nested)
-        inside = tuple(entry for entry in nested if entry.path not in brought)
-        found = _Found(kind, previous, scan, plan_transfer(scan.files, known, there), inside)
+        found = _Found(kind, previous, scan, plan_transfer(scan.files, known, there), nested)
         await self._hash_unknown(source, found)
         return found
 
-    async def _nested_there(self, kind: Kind) -> tuple[NestedEntry, ...]:
+    async def _nested_there(self) -> tuple[NestedEntry, ...]:
         """Commits that lie inside the target: trees of their own, which this one only names."""
         entries = list[NestedEntry]()
         try:
             async for name in self._store.find(self._tree):
                 path = name[len(self._tree) :].lstrip("/")
-                if path:
-                    header = await self._store.read_header(name)
+                if path and (header := await self._header(name)) is not None:
                     entries.append(NestedEntry(path, header.identity))
-        except (NotFoundError, BusyError):
+        except NotFoundError:
             return ()
         return tuple(entries)
 
-    def _selection(self, kind: Kind, nested: Iterable[NestedEntry]) -> Selection:
+    async def _header(self, tree: str) -> Header | None:
+        try:
+            return await self._store.read_header(tree)
+        except NotFoundError:  # deleted since the listing
+            return None
+
+    def _selection(self, kind: Kind) -> Selection:
         asked = self._request.selection
         if kind == "sealed":
             return asked
-        fixed = tuple(f"/{_literal(entry.path)}/" for entry in nested)
-        return Selection((*TEMPORARY_NAMES, *asked.exclude, *fixed), asked.include)
+        return Selection((*TEMPORARY_NAMES, *asked.exclude), asked.include)
 
     def _refuse_empty(self, scan: Scan, previous: Manifest | None) -> None:
         if previous is None or not previous.files or scan.files:
@@ -311,8 +331,13 @@ class Upload:
     # -- sending
 
     async def _send_nested(self, found: _Found) -> tuple[NestedEntry, ...]:
-        """Sync the commits inside the source, each as a tree of its own, before their parent."""
-        entries = list[NestedEntry]()
+        """Sync the commits inside the source, each as a tree of its own, before their parent.
+
+        Returns:
+            The commits inside the target after that.
+        """
+        brought = set(found.scan.nested)
+        entries = [entry for entry in found.nested if entry.path not in brought]
         for path in found.scan.nested:
             request = Request(
                 local=f"{self._request.local}/{path}",
@@ -343,7 +368,8 @@ class Upload:
         intent = Intent(
             attempt=attempt,
             expect=found.previous.identity if found.previous else None,
-            in_place=found.kind == "rolling",
+            # An exchange of the whole directory would take the commits inside along.
+            in_place=found.kind == "rolling" or bool(found.nested),
             writer=self._writer,
             files=tuple(file.new for file in found.plan.send),
         )
@@ -382,11 +408,13 @@ class Upload:
             await self._clock.sleep(_PAUSE_S * attempt)
             send = tuple(found.scan.files[path] for path in changed if path in found.scan.files)
             await self._settle(found.scan)
-        names = sorted(changed, key=sort_key)
-        raise SourceChangedError(
-            f"{len(names)} file(s) in {quote(self._request.local)} changed in each of {_ROUNDS} "
-            f"attempts to read them: {quote_some(names)}; sync when nothing writes there, or as "
-            "a rolling tree",
+        raise self._unstable(f"changed in each of {_ROUNDS} attempts to read them", changed)
+
+    def _unstable(self, what: str, paths: Iterable[str]) -> SourceChangedError:
+        names = sorted(paths, key=sort_key)
+        return SourceChangedError(
+            f"{len(names)} file(s) in {quote(self._request.local)} {what}: {quote_some(names)}; "
+            "sync when nothing writes there",
             side="source",
             paths=names,
         )
@@ -396,7 +424,9 @@ class Upload:
         if found.kind == "rolling" and not moving:
             return set()
         before = found.scan
-        now = await source.scan(self._selection(found.kind, found.nested))
+        now = await source.scan(self._selection(found.kind), inside=found.inside)
+        if before.files and not now.files:
+            raise self._unstable("vanished while they were read", before.files)
         if found.kind == "rolling":
             # The others stay what they were when they were read; the next sync sees the rest.
             for path in moving:
@@ -461,14 +491,11 @@ def _is_unchanged(found: _Found) -> bool:
         return False
     if found.previous.header.kind != found.kind:
         return False
+    if not found.inside.issuperset(found.scan.nested):
+        return False
     others = [e for e in found.previous.entries if not isinstance(e, FileEntry)]
     return sorted(others, key=_path) == sorted(found.others, key=_path)
 
 
 def _path(entry: DirectoryEntry | FileEntry | NestedEntry) -> bytes:
     return sort_key(entry.path)
-
-
-def _literal(path: str) -> str:
-    """A path as a gitignore pattern that matches nothing else."""
-    return "".join(f"\\{c}" if c in "\\*?[]!# " else c for c in path)

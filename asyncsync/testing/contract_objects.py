@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
 
 import anyio
 import pytest
@@ -30,10 +29,9 @@ class ObjectStoreContract:
     capabilities are not asked of it."""
 
     @pytest.fixture
-    async def store(self) -> AsyncIterator[CommittableObjects]:
-        """The store under test."""
+    def store(self) -> object:
+        """The ObjectStore under test."""
         raise NotImplementedError
-        yield
 
     # -- put, get, head
 
@@ -56,6 +54,22 @@ class ObjectStoreContract:
         found = await store.head("k")
 
         assert (found.key, found.size_bytes, found.tag) == ("k", 5, written.tag)
+
+    async def test_a_reader_sees_one_version_or_another(self, store: CommittableObjects) -> None:
+        versions = [letter * 1000 for letter in (b"a", b"b", b"c", b"d")]
+        await store.put("k", versions[0])
+        seen: set[bytes] = set()
+
+        async def read() -> None:
+            for _ in range(4 * len(versions)):
+                seen.add(await store.get("k"))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            for data in versions * 2:
+                await store.put("k", data)
+
+        assert seen <= set(versions)
 
     async def test_put_replaces_and_the_tag_changes(self, store: CommittableObjects) -> None:
         first = await store.put("k", b"one")
@@ -92,7 +106,16 @@ class ObjectStoreContract:
 
     @pytest.mark.parametrize(
         "name",
-        [" a b ", "'\"", "#?%+&;=%2F", "line\nbreak", ".hidden.", "\u00e9", "e\u0301", "\U0001f40d"],
+        [
+            " a b ",
+            "'\"",
+            "#?%+&;=%2F",
+            "line\nbreak",
+            ".hidden.",
+            "\u00e9",
+            "e\u0301",
+            "\U0001f40d",
+        ],
     )
     async def test_a_key_is_kept_to_the_letter(self, store: CommittableObjects, name: str) -> None:
         await store.put(f"dir/{name}", b"here")
@@ -129,9 +152,7 @@ class ObjectStoreContract:
 
         assert [await store.get("k")] == won
 
-    async def test_replacing_demands_the_tag_that_is_there(
-        self, store: CommittableObjects
-    ) -> None:
+    async def test_replacing_demands_the_tag_that_is_there(self, store: CommittableObjects) -> None:
         if not store.capabilities.if_match:
             return
         old = await store.put("k", b"old")
@@ -276,12 +297,6 @@ class ObjectStoreContract:
 
         assert sorted(upload.key for upload in found) == ["dir/a", "dir/b"]
         assert await _uploads(store, "") == []
-
-    async def test_an_upload_id_is_not_shown(self, store: CommittableObjects) -> None:
-        upload = await store.create_upload("k")
-        await store.abort_upload(upload)
-
-        assert upload.upload_id not in repr(upload).replace("key='k'", "")
 
     # -- the end
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -240,7 +241,7 @@ def _files(directory: Path) -> dict[str, bytes]:
     }
 
 
-async def _cancelled(turns: int, call: Callable[[], Awaitable[object]]) -> None:
+async def _cancelled(turns: int, call: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Run `call()` and cancel it after that many turns of the event loop."""
     async with anyio.create_task_group() as group:
         group.start_soon(call)

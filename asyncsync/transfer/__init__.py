@@ -1,6 +1,6 @@
 """Planning and moving trees: scan, plan (pure), then files by chunks under common bounds."""
 
-from .committed import Committed, Unverified
+from .committed import Committed, Inspected, Unverified
 from .engine import Bounds, Engine, Outcome, Tally
 from .plan import Plan, plan_transfer
 from .records import Records
@@ -11,6 +11,7 @@ __all__ = [
     "Committed",
     "Directory",
     "Engine",
+    "Inspected",
     "Links",
     "Outcome",
     "Plan",

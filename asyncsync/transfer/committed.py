@@ -10,7 +10,7 @@ from ..manifest import FileEntry
 from ..storage import Block, NewFile, TreeReader
 from .source import Moving, Piece
 
-__all__ = ["Committed", "Unverified"]
+__all__ = ["Committed", "Inspected", "Unverified"]
 
 
 class Committed:
@@ -43,6 +43,36 @@ class Committed:
                 paths=[file.path],
             )
         return Piece(block, found)
+
+
+class Inspected(Committed):
+    """The same, but what is damaged is noted and passed over, so that the rest is read too.
+
+    Attributes:
+        damaged: reasons by path.
+    """
+
+    def __init__(self, reader: TreeReader, where: str) -> None:
+        super().__init__(reader, where)
+        self.damaged: dict[str, str] = {}
+
+    async def read_many(self, files: Sequence[FileEntry]) -> list[Piece | Moving]:
+        try:
+            return await super().read_many(files)
+        except IntegrityError as exc:
+            if len(files) == 1:
+                return [self._note(files[0], exc)]
+        return [(await self.read_many([file]))[0] for file in files]
+
+    async def read(self, file: FileEntry, number: int) -> Piece:
+        try:
+            return await super().read(file, number)
+        except IntegrityError as exc:
+            raise self._note(file, exc) from exc
+
+    def _note(self, file: FileEntry, error: IntegrityError) -> Moving:
+        self.damaged.setdefault(file.path, str(error))
+        return Moving(file.path)
 
 
 class Unverified:

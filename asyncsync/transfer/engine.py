@@ -79,6 +79,10 @@ class Tally:
         self.total_files += len(files)
         self.total_bytes += sum(file.size_bytes for file in files)
 
+    def settle(self) -> None:
+        """Nothing more of what was expected will move: it is gone, or expected anew."""
+        self.total_bytes, self.total_files = self.moved_bytes, self.moved_files
+
     def moved(self, path: str, size_bytes: int, *, files: int) -> None:
         """That many bytes have arrived, and completed that many files."""
         self.moved_bytes += size_bytes
@@ -156,6 +160,8 @@ class Engine:
             await self._move(chosen, source, use, outcome)
         for path in outcome.moving:
             await writer.discard(path)
+        if outcome.moving:
+            tally.settle()
         return outcome
 
     async def check(self, files: Sequence[F], source: Source[F], tally: Tally) -> Outcome:

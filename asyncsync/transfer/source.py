@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Collection, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -18,17 +18,26 @@ from typing import Literal, NamedTuple
 
 from ..concurrency import Threads
 from ..digest import CHUNK_BYTES, digest, zeros_digest
-from ..errors import ConfigError, NotFoundError, RefusedError, os_errors, quote, quote_some
+from ..errors import (
+    ConfigError,
+    NotFoundError,
+    RefusedError,
+    SourceChangedError,
+    os_errors,
+    quote,
+    quote_some,
+)
 from ..manifest import DirectoryEntry, Kind
 from ..names import MANIFEST, check_path, is_ours, sort_key
 from ..patterns import Selection
 from ..storage import Block, NewFile
-from ..storage.local import data_extents, open_beneath, opened, read_at
+from ..storage.local import data_extents, open_beneath, read_at
 
 __all__ = ["Directory", "Links", "Moving", "Piece", "Scan", "SourceFile"]
 
 Links = Literal["refuse", "follow"]
 _BATCH = 2_000
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _GRANULE_NS = 20_000_000  # kernels stamp files with a clock that ticks every 1 to 10 ms
 _COARSE_GRANULE_NS = 2_000_000_000  # FAT and some network file systems keep whole seconds
 
@@ -119,19 +128,25 @@ class Directory:
             for fd in fds:
                 os.close(fd)
 
-    async def scan(self, selection: Selection) -> Scan:
+    async def scan(self, selection: Selection, *, inside: Collection[str] = ()) -> Scan:
         """Walk the tree, one thread hop per batch of names.
+
+        Args:
+            inside: directories that are commits of their own where the tree goes: passed over,
+                unless they are commits here too.
 
         Raises:
             RefusedError: names or kinds of files that the tree may not hold; all are counted and
                 the first few named.
             AccessDeniedError: a directory cannot be read.
+            SourceChangedError: another directory, or none, has the path by now.
         """
         scan, refused = Scan(), list[tuple[str, str]]()
-        walk = _Walk(selection, self.kind, self.links, scan, refused)
+        walk = _Walk(self, selection, inside, scan, refused)
         with closing(walk.entries(self._fd, "")) as entries, os_errors("source", self.path):
             while await self._threads.run(_drain, entries):
                 continue
+            await self._threads.run(self._check_place)
         if refused:
             shown = [f"{path} ({reason})" for path, reason in sorted(refused)]
             raise RefusedError(
@@ -162,10 +177,27 @@ class Directory:
 
     # -- in threads
 
+    def _check_place(self) -> None:
+        """What was walked may have been renamed or deleted: its files are not just gone then."""
+        here = os.fstat(self._fd)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            there = os.stat(self.path)
+            if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+                return
+        raise SourceChangedError(
+            f"source {quote(self.path)} was renamed, replaced or deleted while it was read; "
+            "run it again when it stays where it is",
+            side="source",
+        )
+
+    def open_file(self, path: str) -> int:
+        """Open a file below for reading; links lead anywhere below when they are followed."""
+        flags = os.O_RDONLY | os.O_NONBLOCK
+        return open_beneath(self._fd, path, flags, follow=self.links == "follow")
+
     def _open(self, file: SourceFile) -> int:
         try:
-            flags = os.O_RDONLY | os.O_NONBLOCK
-            return open_beneath(self._fd, file.path, flags, follow=self.links == "follow")
+            return self.open_file(file.path)
         except OSError as exc:
             if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
                 raise Moving(file.path) from exc
@@ -191,7 +223,11 @@ class Directory:
             found = os.fstat(fd)
             if not self._acceptable(file, found):
                 raise Moving(file.path)
-            return _read_piece(fd, file, start, end, sparse=_is_sparse(found))
+            piece = _read_piece(fd, file, start, end, sparse=_is_sparse(found))
+            if piece.block.extents and _stamp(os.fstat(fd)) != file[1:]:
+                # A hole may have been filled after we had looked where the holes are.
+                return _read_piece(fd, file, start, end, sparse=False)
+            return piece
         finally:
             os.close(fd)
 
@@ -275,13 +311,13 @@ class _Walk:
 
     def __init__(
         self,
+        tree: Directory,
         selection: Selection,
-        kind: Kind,
-        links: Links,
+        inside: Collection[str],
         scan: Scan,
         refused: list[tuple[str, str]],
     ) -> None:
-        self._selection, self._kind, self._links = selection, kind, links
+        self._tree, self._selection, self._inside = tree, selection, inside
         self._scan, self._refused = scan, refused
 
     def entries(self, directory: int, prefix: str) -> Generator[None, None, None]:
@@ -298,7 +334,7 @@ class _Walk:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._directory(directory, entry, path)
             elif self._selection.takes(path) and self._allowed(path):
-                self._file(directory, entry, path)
+                self._file(entry, path)
         if empty and prefix and self._selection.takes_directory(prefix[:-1]):
             mode = stat.S_IMODE(os.fstat(directory).st_mode) & 0o777
             if self._allowed(prefix[:-1]):
@@ -309,30 +345,37 @@ class _Walk:
     ) -> Generator[None, None, None]:
         if self._selection.prunes(path):
             return
-        with os_errors("source", path), opened(parent, entry.name) as below:
+        try:
+            with os_errors("source", f"{self._tree.path}/{path}"):
+                below = open_beneath(parent, entry.name, _DIRECTORY)
+        except NotFoundError:
+            return  # gone since the listing, as a file may be
+        try:
             if _has_manifest(below):
                 if self._allowed(path):
                     self._scan.nested.append(path)
-                return
-            yield from self.entries(below, path + "/")
+            elif path not in self._inside:
+                yield from self.entries(below, path + "/")
+        finally:
+            os.close(below)
 
-    def _file(self, parent: int, entry: os.DirEntry[str], path: str) -> None:
+    def _file(self, entry: os.DirEntry[str], path: str) -> None:
         try:
             found = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             return  # gone since the listing; the next walk will not see it either
-        if stat.S_ISLNK(found.st_mode) and self._links == "follow":
-            target = self._follow(parent, entry)
+        if stat.S_ISLNK(found.st_mode) and self._tree.links == "follow":
+            target = self._follow(path)
             found = target if target is not None else found
         if stat.S_ISREG(found.st_mode):
             self._scan.files[path] = SourceFile(path, *_stamp(found))
         else:
             self._cannot_keep(path, _kind_of(found.st_mode))
 
-    def _follow(self, parent: int, entry: os.DirEntry[str]) -> os.stat_result | None:
-        """What a link leads to, if that is below the directory it is in."""
+    def _follow(self, path: str) -> os.stat_result | None:
+        """What a link leads to, if that is in the tree."""
         try:
-            fd = open_beneath(parent, entry.name, os.O_RDONLY | os.O_NONBLOCK, follow=True)
+            fd = self._tree.open_file(path)
         except OSError:
             return None
         try:
@@ -341,7 +384,7 @@ class _Walk:
             os.close(fd)
 
     def _cannot_keep(self, path: str, reason: str) -> None:
-        if self._kind == "sealed":
+        if self._tree.kind == "sealed":
             self._refused.append((path, reason))
         else:
             self._scan.left_out.append((path, reason))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from unittest import mock
 
 from asyncsync.concurrency import Threads
 from asyncsync.digest import digest
 from asyncsync.errors import BusyError, ConflictError, NotCommittedError, NotFoundError
-from asyncsync.manifest import DirectoryEntry, Entry, FileEntry, Header, Manifest
+from asyncsync.manifest import DirectoryEntry, Entry, FileEntry, Header, Kind, Manifest
 from asyncsync.names import MANIFEST, is_ours, new_attempt
-from asyncsync.storage import Intent, NewFile
+from asyncsync.storage import Durability, Intent, NewFile
 from asyncsync.storage.local import LocalTrees
+from asyncsync.syncing import StorageSyncer
 
 __all__ = [
     "FIRST",
+    "FRONT_DOOR",
     "SCENARIOS",
     "SECOND",
     "TREE",
@@ -28,6 +31,7 @@ __all__ = [
     "manifest_of",
     "open_store",
     "put",
+    "without_renameat2",
 ]
 
 TREE = "runs/ckpt"
@@ -56,7 +60,7 @@ def manifest_of(tree: Tree) -> Manifest:
     return Manifest.of(Header(attempt=new_attempt(), name="ckpt"), entries)
 
 
-async def put(store: LocalTrees, tree: Tree, *, in_place: bool = False) -> None:
+async def put(store: LocalTrees, tree: Tree, *, in_place: bool = False) -> Durability | None:
     """Make `tree` the commit at TREE, whatever is there, as a sync would: unchanged files stay."""
     manifest = manifest_of(tree)
     there = await _there(store)
@@ -68,11 +72,11 @@ async def put(store: LocalTrees, tree: Tree, *, in_place: bool = False) -> None:
     old = there.files if there else {}
     async with store.begin(TREE, intent) as writer:
         if there and there.identity == manifest.identity:
-            return
+            return None
         for path, data in tree.files.items():
             if path not in old or old[path].digest != manifest.files[path].digest:
                 await writer.write_many([(NewFile(path, len(data)), data)])
-        await writer.commit(manifest)
+        return await writer.commit(manifest)
 
 
 async def _there(store: LocalTrees) -> Manifest | None:
@@ -104,7 +108,7 @@ async def _delete(store: LocalTrees) -> None:
 
 
 @contextmanager
-def _without_renameat2() -> Iterator[None]:
+def without_renameat2() -> Iterator[None]:
     """A file system that can neither exchange two names nor rename without replacing."""
     local = "asyncsync.storage.local"
     with (
@@ -117,7 +121,7 @@ def _without_renameat2() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One operation: what is there before, what after, and how to get there.
+    """One operation of the local store: what is there before, what after, and how to get there.
 
     Attributes:
         may_be_busy: readers may be told that the tree is being replaced.
@@ -158,8 +162,60 @@ SCENARIOS = {
     "new": Scenario(None, FIRST, _new),
     "update": Scenario(FIRST, SECOND, _update),
     "replace": Scenario(FIRST, SECOND, _replace),
-    "replace-by-two-renames": Scenario(FIRST, SECOND, _replace, True, _without_renameat2),
+    "replace-by-two-renames": Scenario(FIRST, SECOND, _replace, True, without_renameat2),
     "delete": Scenario(FIRST, None, _delete),
+}
+
+
+@dataclass(frozen=True)
+class FrontDoor(Scenario):
+    """One operation as users call it. The directories that are synced lie beside the base."""
+
+    act: Callable[[LocalTrees], Awaitable[None]] = _delete
+    kind: Kind = "sealed"
+
+    async def prepare(self, base: str) -> None:
+        """Make the sources that are missing, and commit what is there before."""
+        for tree in (self.before, self.after):
+            if tree is not None and not os.path.exists(_source(base, tree)):
+                _make_source(_source(base, tree), tree)
+        if self.before is not None:
+            await self._sync(base, self.before)
+
+    async def run(self, base: str) -> None:
+        with self.limits():  # type: ignore[attr-defined]
+            await self._sync(base, self.after)
+
+    async def _sync(self, base: str, tree: Tree | None) -> None:
+        async with StorageSyncer(max_requests=1, max_files=1) as syncer:
+            if tree is not None:
+                source = _source(base, tree)
+                await syncer.sync_up(source, f"{base}/{TREE}", kind=self.kind, replace=True)
+                return
+            with suppress(NotFoundError):
+                await syncer.delete(f"{base}/{TREE}")
+
+
+def _source(base: str, tree: Tree) -> str:
+    return f"{os.path.dirname(base)}/source-{'first' if tree is FIRST else 'second'}"
+
+
+def _make_source(directory: str, tree: Tree) -> None:
+    for path in tree.empty:
+        os.makedirs(f"{directory}/{path}")
+    for path, data in tree.files.items():
+        os.makedirs(os.path.dirname(f"{directory}/{path}"), exist_ok=True)
+        Path(f"{directory}/{path}").write_bytes(data)
+
+
+FRONT_DOOR: dict[str, Scenario] = {
+    "sync-up-new": FrontDoor(None, FIRST),
+    "sync-up-rolling": FrontDoor(FIRST, SECOND, kind="rolling"),
+    "sync-up-replace": FrontDoor(FIRST, SECOND),
+    "sync-up-replace-by-two-renames": FrontDoor(
+        FIRST, SECOND, may_be_busy=True, limits=without_renameat2
+    ),
+    "sync-delete": FrontDoor(FIRST, None),
 }
 
 
@@ -200,7 +256,7 @@ async def look(base: str, scenario: Scenario) -> Tree | None:
     return Tree(files, tuple(d.path for d in manifest.directories))
 
 
-def assert_tidy(base: str, expected: Tree | None) -> None:
+def assert_tidy(base: str, expected: Tree | None, *, committed: bool = True) -> None:
     """Below `base` is exactly the tree: no stray, no holder, no lock, no missing directory."""
     found: set[str] = set()
     for directory, folders, files in os.walk(base):
@@ -211,10 +267,10 @@ def assert_tidy(base: str, expected: Tree | None) -> None:
     if expected is None:
         assert {path for path in found if path.startswith(TREE)} == set()
         return
-    wanted = {f"{TREE}/{MANIFEST}"}
+    wanted = {f"{TREE}/{MANIFEST}"} if committed else set[str]()
     wanted |= {f"{TREE}/{path}" for path in expected.files}
     folders_wanted = {f"{TREE}/{path}" for path in expected.empty}
-    for path in wanted | folders_wanted:
+    for path in wanted | folders_wanted | {f"{TREE}/."}:
         while path := path.rpartition("/")[0]:
             folders_wanted = folders_wanted | {path}
     assert found == wanted | {f"{path}/" for path in folders_wanted}

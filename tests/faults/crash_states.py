@@ -7,7 +7,6 @@ own; a file that was not flushed may be there empty, by half, or whole.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -65,23 +64,24 @@ class _Recorder:
         self.record = Record()
         self._nodes: dict[int, int] = {}
         self._readers: dict[int, int] = {}
-        self._root = self._node(os.stat(base).st_ino)
-        self.record.contents[self._root] = None
-        self._snapshot(base, self._root)
+        self._snapshot(base, self._node(os.stat(base).st_ino, None))
         self.record.flushed = set(self.record.contents)
 
     def _snapshot(self, directory: str, node: int) -> None:
         for entry in os.scandir(directory):
-            below = self._node(entry.inode())
-            self.record.slots[node, entry.name] = below
             is_directory = entry.is_dir(follow_symlinks=False)
-            self.record.contents[below] = None if is_directory else Path(entry).read_bytes()
+            content = None if is_directory else Path(entry).read_bytes()
+            below = self._node(entry.inode(), content)
+            self.record.slots[node, entry.name] = below
             if is_directory:
                 self._snapshot(entry.path, below)
 
-    def _node(self, inode: int) -> int:
-        """A number for an inode; inodes themselves are used again after a file is gone."""
-        return self._nodes.setdefault(inode, len(self._nodes) + len(self.record.contents))
+    def _node(self, inode: int, content: bytes | None) -> int:
+        """A number for a new file or directory; inodes are used again when they are free."""
+        node = len(self.record.contents)
+        self._nodes[inode] = node
+        self.record.contents[node] = content
+        return node
 
     def _slot(self, name: str, directory: int | None) -> Slot | None:
         above, last = os.path.split(name)
@@ -91,7 +91,6 @@ class _Recorder:
     def _at(self, name: str, directory: int | None) -> int:
         return self._nodes[os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino]
 
-
     def _name(self, slots: dict[Slot | None, int | None]) -> None:
         known = {slot: node for slot, node in slots.items() if slot is not None}
         if known:
@@ -99,9 +98,7 @@ class _Recorder:
 
     def _created(self, name: str, directory: int | None, content: bytes | None) -> int:
         inode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
-        node = max(self.record.contents) + 1
-        self._nodes[inode] = node
-        self.record.contents[node] = content
+        node = self._node(inode, content)
         self._name({self._slot(name, directory): node})
         return node
 
@@ -115,7 +112,9 @@ class _Recorder:
 
     def open(self, real: Callable[..., int]) -> Callable[..., int]:
         def act(name: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-            return self._opening(name, flags, dir_fd, lambda: real(name, flags, mode, dir_fd=dir_fd))
+            return self._opening(
+                name, flags, dir_fd, lambda: real(name, flags, mode, dir_fd=dir_fd)
+            )
 
         return act
 
@@ -248,9 +247,7 @@ def states(record: Record) -> Iterator[tuple[bool, State]]:
 
 
 def _states_after(record: Record, past: list[Any]) -> Iterator[State]:
-    flushes = {
-        index: event.node for index, event in enumerate(past) if isinstance(event, _Flush)
-    }
+    flushes = {index: event.node for index, event in enumerate(past) if isinstance(event, _Flush)}
     durable = record.flushed | set(flushes.values())
     changes = [(i, event.slots) for i, event in enumerate(past) if isinstance(event, _Names)]
     pending = [i for i, slots in changes if not _is_flushed(i, slots, flushes)]
@@ -275,7 +272,7 @@ def _tree(record: Record, slots: dict[Slot, int | None]) -> dict[str, int]:
         if node is not None:
             below.setdefault(directory, []).append((name, node))
     found: dict[str, int] = {}
-    todo = [("", min(record.contents))]
+    todo = [("", 0)]
     while todo:
         prefix, directory = todo.pop()
         for name, node in below.get(directory, ()):
@@ -292,9 +289,7 @@ def _contents(record: Record, tree: dict[str, int], durable: set[int]) -> Iterat
         yield dict(zip(paths, contents, strict=True))
 
 
-def _versions(
-    record: Record, path: str, node: int, durable: set[int]
-) -> tuple[bytes | None, ...]:
+def _versions(record: Record, path: str, node: int, durable: set[int]) -> tuple[bytes | None, ...]:
     whole = record.contents[node]
     if whole is None or node in durable or path.endswith(LOCK):
         return (whole,)

@@ -22,9 +22,36 @@ from typing import IO
 
 import anyio
 
-from .crash_scenarios import SCENARIOS
+from .crash_scenarios import FRONT_DOOR, SCENARIOS
 
-__all__ = ["Killer", "Outcome", "serve"]
+__all__ = ["CALLS", "Killer", "Outcome", "serve"]
+
+# What creates, fills, flushes, publishes and removes, and the locks. The most frequent come first;
+# one that an operation does not make costs one run.
+CALLS = (
+    "close",
+    "openat",
+    "openat2",
+    "unlinkat",
+    "fsync",
+    "mkdirat",
+    "renameat2",
+    "renameat",
+    "rename",
+    "linkat",
+    "link",
+    "write",
+    "pwrite64",
+    "ftruncate",
+    "copy_file_range",
+    "fdatasync",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "flock",
+)
+
+_ALL = {**SCENARIOS, **FRONT_DOOR}
 
 # Appended: the package under test is the one that is installed, not the one beside the tests.
 _SERVE = """
@@ -140,8 +167,11 @@ def serve() -> None:
 
 def _warm_up() -> None:
     """Import and look up whatever a first run does, and leave no thread that a fork would lose."""
-    with TemporaryDirectory() as base:
-        for scenario in SCENARIOS.values():
+    with TemporaryDirectory() as folder:
+        base = f"{folder}/base"
+        os.mkdir(base)
+        for scenario in _ALL.values():
+            anyio.run(scenario.prepare, base)
             anyio.run(scenario.run, base)
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
@@ -165,7 +195,7 @@ def _child(scenario: str, base: str, stop: bool, acknowledge: int) -> None:
     try:
         if stop:
             os.kill(os.getpid(), signal.SIGSTOP)
-        anyio.run(SCENARIOS[scenario].run, base)
+        anyio.run(_ALL[scenario].run, base)
         os.write(acknowledge, b"a")
         status = 0
     except BaseException:

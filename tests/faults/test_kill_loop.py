@@ -14,34 +14,9 @@ import anyio
 import pytest
 
 from .crash_scenarios import SCENARIOS, Tree, assert_tidy, look
-from .killer import Killer
+from .killer import CALLS, Killer
 
 pytestmark = pytest.mark.slow
-
-# Beside what creates, fills, flushes, publishes and removes: the locks, and what a thread does
-# last. A call that the operation does not make costs one run.
-CALLS = (
-    "close",
-    "openat",
-    "openat2",
-    "unlinkat",
-    "fsync",
-    "mkdirat",
-    "renameat2",
-    "renameat",
-    "rename",
-    "linkat",
-    "link",
-    "write",
-    "pwrite64",
-    "ftruncate",
-    "copy_file_range",
-    "fdatasync",
-    "mkdir",
-    "unlink",
-    "rmdir",
-    "flock",
-)
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,10 @@ import typer
 from asyncsync import errors, events
 from asyncsync.cli.app import app, main
 from asyncsync.cli.demo_protocol import Sent
-from asyncsync.cli.output import Options, Output, Stream, event_name, one_line
+from asyncsync.cli.job import Limits, Options
+from asyncsync.cli.output import Output, Stream, event_name, one_line
 from asyncsync.cli.progress import Bars, Tally
-from asyncsync.cli.runner import Limits, World
+from asyncsync.cli.runner import World
 from asyncsync.errors import AsyncSyncError, TransferError
 from asyncsync.events import Committed, Event, Moved, Observer, Planned, Skipped, Started
 from asyncsync.storage import Deleted, NewFile, TreeCapabilities
@@ -698,7 +699,7 @@ def test_rm_says_what_it_would_delete_and_does_after_a_yes(
     ran = run("rm", "/store", stdin=keyboard("y\n"))
 
     assert ran.code == 0
-    assert "Delete 1 commits (2 files (2.0 KiB)) at /store? [y/N]" in ran.err
+    assert "Delete 1 commit, 2 files (2.0 KiB), at /store? [y/N]" in ran.err
     assert [call[0] for call in ran.syncer.calls] == ["commits", "delete"]
 
 
@@ -762,7 +763,7 @@ def test_every_exit_code_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "moved_bytes", "kills"), [(45, 4, False), (45, 5, True), (30, 9, False)]
+    ("step", "moved_bytes", "kills"), [(36, 4, False), (36, 5, True), (24, 9, False)]
 )
 def test_the_demo_kills_at_the_first_event_that_passes_half(
     step: int, moved_bytes: int, kills: bool

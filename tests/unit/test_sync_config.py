@@ -153,7 +153,7 @@ def test_infinity_and_fractions_are_seconds_too() -> None:
 
 def test_settings_have_names_only_and_do_not_change() -> None:
     with pytest.raises(TypeError):
-        SyncConfig("s3://bucket/x")  # type: ignore[misc]
+        SyncConfig("s3://bucket/x")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="node_sync_period"):
         SyncConfig(node_sync_period=3)  # type: ignore[call-arg]
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -18,9 +18,12 @@ class CommittedReader:
         self._place = place
 
     async def read(self, file: NewFile, start: int, end: int) -> Block:
-        data = await self._get(file, start, end)
+        # One byte more than listed shows an object that has grown.
+        data = await self._get(file, start, end + (end == file.size_bytes))
         if len(data) < end - start:
             raise self._wrong(file, f"ends after {start + len(data)} of {file.size_bytes} bytes")
+        if len(data) > end - start:
+            raise self._wrong(file, f"is longer than the {file.size_bytes} bytes committed")
         return Block(data)
 
     async def read_many(self, files: Sequence[NewFile]) -> list[bytes]:

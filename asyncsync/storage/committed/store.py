@@ -10,12 +10,13 @@ from ...concurrency import quietly
 from ...errors import (
     AsyncSyncError,
     BusyError,
+    ConflictError,
     NotCommittedError,
     NotFoundError,
     PreconditionError,
 )
 from ...manifest import Header, Manifest
-from ...names import ATTEMPT, MANIFEST, ROOT_MARKER, holder_name, new_attempt
+from ...names import ATTEMPT, MANIFEST, ROOT_MARKER, holder_name, is_commit_file, new_attempt
 from ..objects import Condition
 from ..trees import Deleted, Durability, Intent, NewFile, TreeCapabilities, TreeReader, TreeWriter
 from .place import CommittableObjects, Found, Place, of_tree
@@ -106,7 +107,13 @@ class CommittedTrees:
             return await _delete(place, lease, expect, uncommitted=uncommitted)
 
     async def confirm(self, tree: str) -> Durability:
-        await self.read_header(tree)
+        header = await self.read_header(tree)
+        if await read_record(self._place(tree)) is not None:
+            # Its attempt may have ended between the manifest and the last of the cleaning up.
+            left = Intent(attempt=new_attempt(), expect=header.identity, writer=header.writer)
+            with suppress(BusyError, ConflictError):  # somebody is at work: theirs to finish
+                async with self.begin(tree, left):
+                    pass
         return self._durability
 
     async def mark_root(self, tree: str, marker: bytes) -> bytes:
@@ -298,11 +305,13 @@ async def _delete_manifest(place: Place, old: Found) -> None:
 
 
 async def _remove(place: Place, paths: Iterable[str]) -> None:
-    """Delete objects: the manifests of commits inside and records of attempts before the data."""
+    """Delete objects: what says that a tree is complete before the tree, ours and frameworks'."""
     paths = frozenset(paths)
     marks = {path for path in paths if path.rpartition("/")[2] in (MANIFEST, ATTEMPT)}
+    commit_files = {path for path in paths - marks if is_commit_file(path)}
     await place.delete(marks)
-    await place.delete(paths - marks)
+    await place.delete(commit_files)
+    await place.delete(paths - marks - commit_files)
 
 
 async def _finished(place: Place, lease: Lease, removed: frozenset[str]) -> Deleted:

@@ -16,8 +16,7 @@ and this is what readers meet in that window:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 
 import anyio
 
@@ -34,6 +33,7 @@ from ...errors import (
     quote_some,
 )
 from ...manifest import Manifest
+from ...names import is_commit_file
 from ..objects import Condition, Data, ObjectInfo, Part, Upload
 from ..trees import Block, Durability, Intent, NewFile
 from .place import Found, Place, each
@@ -46,12 +46,11 @@ class _File:
     """A file of which something was written.
 
     Attributes:
-        wave: files of one wave were written at the same time; waves are published in order.
         sizes: of the parts that have arrived, by their number.
     """
 
-    def __init__(self, new: NewFile, wave: int) -> None:
-        self.new, self.wave = new, wave
+    def __init__(self, new: NewFile) -> None:
+        self.new = new
         self.sizes: dict[int, int] = {}
         self.parts: dict[int, Part] = {}
         self.upload: Upload | None = None
@@ -93,24 +92,21 @@ class CommittedWriter:
         self._wanted: set[str] = set()
         self._claiming = anyio.Lock()
         self._doubtful: set[str] = set()
-        self._busy = self._wave = 0
         self._publishing: Manifest | None = None
-        self._unlisted = self._visible = self._uploaded = self.finished = False
+        self._uploading: set[str] = set()
+        self._unlisted = self._visible = self.finished = False
 
     # -- writing
 
     async def write(self, file: NewFile, offset: int, block: Block) -> None:
-        await self._during(self._write(file, offset, block.data))
+        await self._write(file, offset, block.data)
 
-    async def write_many(self, files: Sequence[tuple[NewFile, bytes]]) -> None:
-        async def store(item: tuple[NewFile, bytes]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+        async def store(item: tuple[NewFile, bytes | bytearray]) -> None:
             await self._write(item[0], 0, item[1])
 
-        async def store_all() -> None:
-            await self._claim([file.path for file, _ in files])
-            await each(files, store)
-
-        await self._during(store_all())
+        await self._claim([file.path for file, _ in files])
+        await each(files, store)
 
     async def discard(self, path: str) -> None:
         file = self._files.pop(path, None)
@@ -121,21 +117,11 @@ class CommittedWriter:
         """Claim at once what is going to be written."""
         await self._claim([file.path for file in files])
 
-    async def _during(self, work: Awaitable[None]) -> None:
-        """Whatever begins while nothing else is under way begins a new wave."""
-        if not self._busy:
-            self._wave += 1
-        self._busy += 1
-        try:
-            await work
-        finally:
-            self._busy -= 1
-
     async def _write(self, file: NewFile, offset: int, data: Data) -> None:
         self._place.check([file])
         await self._lease.keep_alive()
         await self._claim([file.path])
-        state = self._files.setdefault(file.path, _File(file, self._wave))
+        state = self._files.setdefault(file.path, _File(file))
         number = offset // CHUNK_BYTES + 1
         if file.path in self._foreign:
             await self._compare(file, offset, data)
@@ -152,7 +138,7 @@ class CommittedWriter:
         objects = self._place.objects
         async with state.turn:
             if state.upload is None:
-                self._uploaded = True
+                self._uploading.add(state.new.path)
                 state.upload = await objects.create_upload(self._place.key(state.new.path))
         return await objects.put_part(state.upload, number, data)
 
@@ -330,9 +316,10 @@ class CommittedWriter:
         if self._old is not None and not self._intent.in_place:
             await self._delete_manifest(self._old)
             stale |= self._old_paths
-        states = sorted(self._files.values(), key=lambda state: state.wave)
-        for _, wave in groupby(states, key=lambda state: state.wave):
-            await each([s for s in wave if s.new.path in manifest.files], self._publish_file)
+        states = [self._files[path] for path in self._files.keys() & manifest.files.keys()]
+        for last in (False, True):
+            group = [state for state in states if is_commit_file(state.new.path) is last]
+            await each(group, self._publish_file)
         await self._check_doubtful(manifest)
         await self._place.delete(_gone(stale, manifest))
         await self._put_manifest(manifest)
@@ -379,17 +366,18 @@ class CommittedWriter:
         """What is left to do once the commit is visible. Again: no effect."""
         if self.finished:
             return
-        await self._place.delete(_gone(self._old_paths | self._leftover, manifest))
+        if self._intent.in_place:
+            await self._place.delete(_gone(self._old_paths, manifest))
         await self._abort_uploads()
         await self._lease.drop()
         self.finished = True
 
     async def _abort_uploads(self) -> None:
-        if self._uploaded or self._lease.inherited is not None:
+        if self._uploading or self._lease.inherited is not None:
             await self._place.abort_uploads(self._is_ours)
 
     def _is_ours(self, path: str) -> bool:
-        return path in self._old_paths or path in self._claimed
+        return path in self._uploading or path in self._old_paths or path in self._claimed
 
     # -- leaving without a commit
 

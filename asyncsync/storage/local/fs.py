@@ -28,6 +28,7 @@ __all__ = [
     "open_beneath",
     "opened",
     "read_at",
+    "remove_if_empty",
     "remove_tree",
     "rename_new",
     "rename_over",
@@ -40,6 +41,15 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPENAT2 = 437  # the same number on every architecture (Linux 5.6)
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08  # linux/openat2.h
 _NOREPLACE, _EXCHANGE = 1, 2  # linux/fs.h
+_STAYS = {
+    errno.ENOTEMPTY,
+    errno.EEXIST,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EBUSY,  # a mount point
+}
 _MISSING_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 
 
@@ -278,6 +288,17 @@ def remove_tree(directory: int, name: str) -> None:
         os.close(held)
     with suppress(FileNotFoundError):
         os.rmdir(name, dir_fd=directory)
+
+
+def remove_if_empty(directory: int, name: str) -> bool:
+    """Remove a directory; False if it stays, because something is in it or nothing is there."""
+    try:
+        os.rmdir(name, dir_fd=directory)
+    except OSError as exc:
+        if exc.errno not in _STAYS:
+            raise
+        return False
+    return True
 
 
 def _remove_entry(directory: int, name: str) -> None:

@@ -62,5 +62,6 @@ class Lock:
         with suppress(OSError):  # the directory may have gone, with the file in it
             if is_at(self._fd, self._directory, self._name):
                 os.unlink(self._name, dir_fd=self._directory)
-        os.close(self._fd)
+        with suppress(OSError):  # nobody needs what the file held
+            os.close(self._fd)
         self._fd = -1

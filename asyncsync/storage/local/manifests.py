@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...errors import IntegrityError, NotCommittedError, NotFoundError
+from ...errors import IntegrityError, NotCommittedError, NotFoundError, quote
 from ...manifest import MAX_MANIFEST_BYTES, Header, Manifest, decode, encode, read_header
 from ...names import MANIFEST, NEXT, is_ours
 from ...units import MIB
@@ -97,8 +97,23 @@ def _lines(root: int, place: str) -> Iterator[Iterator[bytes]]:
             yield iter(lambda: file.readline(_MAX_LINE_BYTES), b"")
 
 
+def _is_commit_below(root: int, name: str) -> bool:
+    try:
+        with opened(root, name) as below:
+            return is_commit(below)
+    except OSError:  # a file, a link, or not readable: no commit that we can name
+        return False
+
+
 def _absent(root: int, where: str) -> NotFoundError:
-    if any(not is_ours(name) for name in os.listdir(root)):
+    names = [name for name in sorted(os.listdir(root)) if not is_ours(name)]
+    commits = [name for name in names if _is_commit_below(root, name)]
+    if commits:
+        return NotCommittedError(
+            f"{where} is not a commit itself; it holds {len(commits)}, such as "
+            f"{quote(commits[-1])}: name one of them"
+        )
+    if names:
         return NotCommittedError(
             f"{where} holds files but no commit: another tool wrote them; "
             "allow_unverified reads them as they are"

@@ -24,6 +24,7 @@ from .fs import (
     is_at,
     make_directories,
     opened,
+    remove_if_empty,
     remove_tree,
     rename_new,
     rename_over,
@@ -35,7 +36,7 @@ from .place import Place
 from .stage import TREE, Stage
 from .trash import OLD, foreign_files, put_back, remove_version, sweep
 
-__all__ = ["Attempt", "conflict", "finish_next"]
+__all__ = ["Attempt", "conflict", "finish_next", "tidy_root"]
 
 
 class Attempt:
@@ -89,11 +90,7 @@ class Attempt:
         self._undo.callback(lock.release)
         if not self.place.is_root(self._root):
             raise BusyError(f"{self.place.where} was just replaced; try again", side="target")
-        finish_next(self._root, self.place.where)
-        for name in os.listdir(self._root):
-            # Whoever writes in place holds the lock that is ours now: these are abandoned.
-            if name.startswith(".asyncsync-tmp-") and is_ours(name):
-                remove_tree(self._root, name)
+        tidy_root(self._root, self.place.where)
 
     def _expect(self, found: Manifest | None) -> None:
         there = found.identity if found else None
@@ -203,6 +200,7 @@ class Attempt:
         """Move the old version aside and the new one in; failing, the old one comes back."""
         place, holder = self.place, self.stage.fd
         fsync_directory(holder)
+        place.flush()
         try:
             rename_over(place.parent, place.name, holder, OLD)
             fsync_directory(holder)
@@ -280,6 +278,17 @@ def _only_gone(root: int, directory: str, gone: set[str]) -> bool:
 # ---------------------------------------------------------------- finishing an in-place commit
 
 
+def tidy_root(root: int, where: str) -> None:
+    """Finish the update that was published, and remove those that were abandoned.
+
+    The caller holds the lock of the tree, as whoever writes in place does.
+    """
+    finish_next(root, where)
+    for name in os.listdir(root):
+        if name.startswith(".asyncsync-tmp-") and is_ours(name):
+            remove_tree(root, name)
+
+
 def finish_next(root: int, where: str) -> bool:
     """Move what a published in-place commit staged to its place. Idempotent.
 
@@ -326,8 +335,7 @@ def _delete_stale(root: int, old: Manifest, new: Manifest) -> set[str]:
                 with suppress(IsADirectoryError):  # the new version's, moved before a crash
                     os.unlink(name, dir_fd=held)
             else:
-                with suppress(OSError):  # in use by now
-                    os.rmdir(name, dir_fd=held)
+                remove_if_empty(held, name)
         touched.add(directory)
         touched |= _prune(root, directory)
     return {path for path in touched if _is_directory(root, path)}
@@ -338,11 +346,9 @@ def _prune(root: int, directory: str) -> set[str]:
     touched: set[str] = set()
     while directory != ".":
         parent, name = split(directory)
-        try:
-            with opened(root, parent) as held:
-                os.rmdir(name, dir_fd=held)
-        except OSError:
-            return touched
+        with suppress(FileNotFoundError, NotADirectoryError), opened(root, parent) as held:
+            if not remove_if_empty(held, name):
+                return touched
         touched.add(parent)
         directory = parent
     return touched
@@ -366,6 +372,8 @@ def _move_into_place(root: int, staged: int) -> set[str]:
     made: set[str] = set()
     for path in directories:
         make_directories(root, path, made)
+    for path in {split(path)[0] for path in directories}:
+        _flush(root, path)  # or a file might be in a directory that a power cut takes away
     for path in files:
         directory, name = split(path)
         with opened(staged, directory) as source, opened(root, directory) as target:

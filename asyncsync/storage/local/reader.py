@@ -41,6 +41,8 @@ def read_block(root: int, file: NewFile, start: int, end: int, where: str) -> Bl
     """Bytes `start` to `end`, with the holes in them where the file is sparse."""
     with _file(root, file, where) as fd:
         found = os.fstat(fd)
+        if end == file.size_bytes < found.st_size:
+            raise _short(file, found.st_size, where)
         extents = None
         if stat.S_ISREG(found.st_mode) and found.st_blocks * 512 < found.st_size:
             extents = data_extents(fd, start, min(end, found.st_size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from ...errors import IntegrityError, RefusedError, quote
 from ...manifest import FileEntry, Manifest
@@ -55,17 +55,16 @@ class Stage:
 
     def __init__(self, parent: int, holder: str, where: str) -> None:
         self.parent, self.holder, self._where = parent, holder, where
-        os.mkdir(holder, 0o700, dir_fd=parent)
-        self.fd = os.open(holder, DIRECTORY, dir_fd=parent)
-        try:
+        with ExitStack() as undo:
+            os.mkdir(holder, 0o700, dir_fd=parent)
+            undo.callback(_discard, parent, holder)
+            self.fd = os.open(holder, DIRECTORY, dir_fd=parent)
+            undo.callback(os.close, self.fd)
             self._lock = Lock.take(self.fd, LOCK, where)
+            undo.callback(self._lock.release)
             os.mkdir(TREE, 0o777, dir_fd=self.fd)
             self.tree = os.open(TREE, DIRECTORY, dir_fd=self.fd)
-        except BaseException:
-            os.close(self.fd)
-            with suppress(OSError):
-                remove_tree(parent, holder)
-            raise
+            undo.pop_all()
         self._guard = threading.Lock()
         self._made: set[str] = set()
         self._open: dict[str, _OpenFile] = {}
@@ -213,14 +212,18 @@ class Stage:
                 with suppress(OSError):  # nobody will read it
                     os.close(open_file.fd)
             self._open.clear()
-        with suppress(OSError):  # what cannot be removed now is swept by the next attempt
-            if is_at(self.tree, self.fd, TREE):
-                remove_tree(self.fd, TREE)
+        if is_at(self.tree, self.fd, TREE):
+            _discard(self.fd, TREE)
         os.close(self.tree)
         self._lock.release()
         os.close(self.fd)
         with suppress(OSError):  # not empty: see above
             os.rmdir(self.holder, dir_fd=self.parent)
+
+
+def _discard(directory: int, name: str) -> None:
+    with suppress(OSError):  # what cannot be removed now is swept by the next attempt
+        remove_tree(directory, name)
 
 
 def _depth(path: str) -> int:

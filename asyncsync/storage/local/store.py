@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import anyio
 
@@ -22,7 +22,7 @@ from ...errors import (
     quote_some,
 )
 from ...manifest import Header, Manifest
-from ...names import LOCK, ROOT_MARKER, holder_name, is_ours, new_attempt, sort_key
+from ...names import LOCK, NEXT, ROOT_MARKER, holder_name, is_ours, new_attempt, sort_key
 from ..trees import (
     Block,
     Deleted,
@@ -38,9 +38,9 @@ from .locks import Lock
 from .manifests import current, current_header, is_commit, load
 from .place import Place, real_path
 from .probe import probe
-from .publish import Attempt, conflict, finish_next
+from .publish import Attempt, conflict, finish_next, tidy_root
 from .reader import list_files, read_block, read_whole
-from .trash import OLD, bury, holders, sweep
+from .trash import OLD, bury, foreign_files, holders, sweep
 
 __all__ = ["LocalTrees"]
 
@@ -196,6 +196,10 @@ def _reopen(path: str, first: OSError) -> int:
             if name in os.listdir(parent) and first.errno == errno.ENOENT:
                 return os.open(path, DIRECTORY)
             if any(_holds_old(parent, entry) for entry, kind in holders(parent, name)):
+                with suppress(OSError):  # it may not be ours to write: then it is for others
+                    sweep(parent, name, quote(path))  # if its writer died, this finishes for it
+                if name in os.listdir(parent):
+                    return os.open(path, DIRECTORY)
                 raise BusyError(f"{quote(path)} is being replaced; try again", side="source")
         finally:
             os.close(parent)
@@ -213,6 +217,7 @@ def _holds_old(parent: int, entry: str) -> bool:
 
 
 def _confirm(base: str, tree: str) -> Durability:
+    _tidy(base, tree)
     path = real_path(base, tree)
     durable = True
     for directory in (path, os.path.dirname(path)):
@@ -222,6 +227,36 @@ def _confirm(base: str, tree: str) -> Durability:
         finally:
             os.close(fd)
     return "fsync" if durable else "reduced"
+
+
+def _tidy(base: str, tree: str) -> None:
+    """Finish or remove what a crash left of earlier attempts on a tree."""
+    with closing(Place(base, tree)) as place:
+        if place.parent >= 0:
+            sweep(place.parent, place.name, place.where)
+        root = place.open_root()
+        if root < 0:
+            return
+        try:
+            if any(_is_left_over(name) for name in os.listdir(root)):
+                _tidy_alone(root, place.where)
+        finally:
+            os.close(root)
+
+
+def _tidy_alone(root: int, where: str) -> None:
+    try:
+        lock = Lock.take(root, LOCK, where)
+    except BusyError:  # it is none of a crash: its writer is alive
+        return
+    try:
+        tidy_root(root, where)
+    finally:
+        lock.release()
+
+
+def _is_left_over(name: str) -> bool:
+    return name in (LOCK, NEXT) or (name.startswith(".asyncsync-tmp-") and is_ours(name))
 
 
 def _mark_root(base: str, tree: str, marker: bytes) -> bytes:
@@ -273,7 +308,7 @@ def _delete(root: str, tree: str, expect: str | None, uncommitted: bool) -> Dele
         raise NotFoundError(f"nothing at {quote(path)}; check the spelling")
     with closing(Place(root, tree)) as place:
         if place.parent < 0:
-            raise ConfigError(f"{place.where} is a mount point; delete what is in it instead")
+            _refuse_delete(place)
         sweep(place.parent, place.name, place.where)
         fd = place.open_root()
         if fd < 0:
@@ -284,14 +319,25 @@ def _delete(root: str, tree: str, expect: str | None, uncommitted: bool) -> Dele
             os.close(fd)
 
 
+def _refuse_delete(place: Place) -> NoReturn:
+    if not place.name or os.path.ismount(place.path):
+        raise ConfigError(f"{place.where} is a mount point; delete what is in it instead")
+    read_only = os.statvfs(place.path).f_flag & os.ST_RDONLY
+    code = errno.EROFS if read_only else errno.EACCES
+    raise OSError(code, os.strerror(code), place.path)
+
+
 def _bury(place: Place, root: int, expect: str | None, uncommitted: bool) -> Deleted:
     lock = Lock.take(root, LOCK, place.where)
     try:
         finish_next(root, place.where)
         found = load(root, place.where)
         _check_delete(place, root, found, expect, uncommitted)
+        for _ in foreign_files(root, place.where):
+            pass  # a damaged manifest further down is met here, before anything is gone
         trash = holder_name(place.name, "trash", new_attempt())
         os.mkdir(trash, 0o700, dir_fd=place.parent)
+        place.flush()  # what is not ours must not end up in a directory that a power cut takes away
         removed, kept = bury(place.parent, place.name, trash, place.where, everything=found is None)
         return Deleted(removed, tuple(kept))
     finally:

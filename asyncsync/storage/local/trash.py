@@ -10,7 +10,14 @@ from contextlib import suppress
 
 from ...errors import BusyError, FormatError, IntegrityError
 from ...names import LOCK, MANIFEST, holder_of, is_ours, sort_key
-from .fs import DIRECTORY, fsync_directory, remove_tree, rename_new, rename_over
+from .fs import (
+    DIRECTORY,
+    fsync_directory,
+    remove_if_empty,
+    remove_tree,
+    rename_new,
+    rename_over,
+)
 from .locks import Lock
 from .manifests import is_commit, load
 from .stage import TREE
@@ -28,6 +35,8 @@ __all__ = [
 
 OLD = "old"
 """In a holder: the version that a replace moved aside where names cannot be exchanged."""
+_SUPERSEDED = "superseded"
+"""In a holder: a version that is being removed, all but what somebody else put into it."""
 
 
 def foreign_files(root: int, where: str) -> Iterator[str]:
@@ -80,19 +89,25 @@ def _remove_own_names(root: int) -> None:
     for name in names:
         mode = os.stat(name, dir_fd=root, follow_symlinks=False).st_mode
         if not stat.S_ISDIR(mode):
+            if name == MANIFEST:
+                # What it lists must not outlive it: it would look like somebody else's.
+                fsync_directory(root)
             if is_ours(name):
                 os.unlink(name, dir_fd=root)
-            continue
-        if is_ours(name):
+        elif is_ours(name):
             remove_tree(root, name)
-            continue
-        below = os.open(name, DIRECTORY, dir_fd=root)
-        try:
-            _remove_own_names(below)
-        finally:
-            os.close(below)
-        with suppress(OSError):  # not empty: something in it is not ours
-            os.rmdir(name, dir_fd=root)
+        else:
+            _remove_own_directory(root, name)
+
+
+def _remove_own_directory(root: int, name: str) -> None:
+    below = os.open(name, DIRECTORY, dir_fd=root)
+    try:
+        _remove_own_names(below)
+        if not remove_if_empty(root, name):  # something in it is not ours
+            fsync_directory(below)
+    finally:
+        os.close(below)
 
 
 def holders(parent: int, name: str) -> list[tuple[str, str]]:
@@ -112,12 +127,12 @@ def bury(
     try:
         lock = Lock.take(held, LOCK, where)
         try:
-            os.rename(name, TREE, src_dir_fd=parent, dst_dir_fd=held)
+            rename_over(parent, name, held, TREE)
             fsync_directory(parent)
             return _empty(parent, held, name, where, everything=everything)
         finally:
             lock.release()
-            _remove_if_empty(parent, trash)
+            remove_if_empty(parent, trash)
     finally:
         os.close(held)
 
@@ -150,11 +165,6 @@ def put_back(parent: int, held: int, version: str, name: str) -> None:
         fsync_directory(parent)
 
 
-def _remove_if_empty(parent: int, holder: str) -> None:
-    with suppress(OSError):
-        os.rmdir(holder, dir_fd=parent)
-
-
 def sweep(parent: int, name: str, where: str) -> None:
     """Finish or remove what attempts on tree `name` left beside it when they died.
 
@@ -176,7 +186,7 @@ def sweep(parent: int, name: str, where: str) -> None:
             _sweep_holder(parent, held, kind, name, where)
         finally:
             os.close(held)
-        _remove_if_empty(parent, entry)
+        remove_if_empty(parent, entry)
 
 
 def _remove_dead_lock(parent: int, entry: str, where: str) -> None:
@@ -196,6 +206,7 @@ def _sweep_holder(parent: int, held: int, kind: str, name: str, where: str) -> N
             _roll_forward(parent, held, name)
             remove_version(held, TREE, where)
             remove_version(held, OLD, where)
+            _remove_superseded(held, where)
     finally:
         lock.release()
 
@@ -231,7 +242,8 @@ def _roll_forward(parent: int, held: int, name: str) -> None:
 def remove_version(held: int, version: str, where: str) -> None:
     """Remove a version from an open holder, but not what somebody else put into it meanwhile.
 
-    One without a whole manifest was never seen by anybody, so all of it is ours.
+    One without a whole manifest was never seen by anybody, so all of it is ours. What is not ours
+    stays in the holder, for people to look at.
     """
     try:
         root = os.open(version, DIRECTORY, dir_fd=held)
@@ -239,15 +251,27 @@ def remove_version(held: int, version: str, where: str) -> None:
         return
     try:
         published = _was_published(root, where)
-        if published:
-            remove_owned(root, where)
     finally:
         os.close(root)
-    if published:
-        with suppress(OSError):  # not empty: it stays in its holder, for people to look at
-            os.rmdir(version, dir_fd=held)
-    else:
+    if not published:
         remove_tree(held, version)
+        return
+    # Under its own name it would be taken for an unfinished one as soon as its manifest is gone.
+    rename_over(held, version, held, _SUPERSEDED)
+    fsync_directory(held)
+    _remove_superseded(held, where)
+
+
+def _remove_superseded(held: int, where: str) -> None:
+    try:
+        root = os.open(_SUPERSEDED, DIRECTORY, dir_fd=held)
+    except FileNotFoundError:
+        return
+    try:
+        remove_owned(root, where)
+    finally:
+        os.close(root)
+    remove_if_empty(held, _SUPERSEDED)
 
 
 def _was_published(root: int, where: str) -> bool:
