@@ -126,12 +126,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, rename={"version": "asyn
     size_bytes: int = 0
     identity: str = ""
 
-    @property
-    def order(self) -> tuple[int, int, int, float, str]:
-        """Later commits compare greater."""
-        step = -1 if self.step is None else self.step
-        return (self.epoch, step, self.sequence, self.created, self.name)
-
 
 @dataclass(frozen=True)
 class Manifest:

@@ -15,6 +15,11 @@ from types import FrameType
 import pytest
 import uvloop
 from blockbuster import BlockBuster, BlockBusterFunction
+from hypothesis import settings
+
+# The same examples on every run and every machine, however slow: a test is deterministic.
+settings.register_profile("asyncsync", deadline=None, derandomize=True, database=None)
+settings.load_profile("asyncsync")
 
 _TESTS = Path(__file__).parent
 _BOTH_LOOPS = ("contract", "system")

@@ -140,6 +140,14 @@ class ObjectStore(Protocol):
         """Drop an upload and its parts; no error when it is gone already."""
         ...
 
+    def scan_uploads(self, prefix: str) -> AsyncIterator[Upload]:
+        """Every upload in progress whose key begins with `prefix`.
+
+        An upload whose id got lost, in a crash or with an answer, would stay and be paid for
+        without anybody who knows of it.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Let go of connections. Again: no effect."""
         ...

@@ -15,8 +15,7 @@ from ..clock import Clock
 from ..errors import quote
 from ..events import Observer, ignore
 from ..manifest import Header, Manifest
-from .committed import CommittableObjects
-from .objects import Capabilities, Condition, Data, ObjectInfo, Part, Upload
+from .objects import Capabilities, Condition, Data, ObjectInfo, ObjectStore, Part, Upload
 from .retrying import Backoff, retry
 from .trees import (
     Block,
@@ -108,14 +107,14 @@ class Throttled:
 
 
 def equip_objects(
-    objects: CommittableObjects,
+    objects: ObjectStore,
     *,
     clock: Clock,
     backoff: Backoff | None = None,
     max_requests: int = 32,
     rate: Rate | None = None,
     observe: Observer = ignore,
-) -> CommittableObjects:
+) -> ObjectStore:
     """Everything between the adapter and a backend, in the order it applies.
 
     Retrying is outermost: a call that waits for its next try holds no slot. What waits for the
@@ -146,7 +145,7 @@ def equip_trees(
 class _Objects:
     """An ObjectStore with something around each request. See ObjectStore for the contract."""
 
-    def __init__(self, inner: CommittableObjects, around: Around) -> None:
+    def __init__(self, inner: ObjectStore, around: Around) -> None:
         self._inner, self._around = inner, around
 
     @property
@@ -220,7 +219,7 @@ class _Objects:
 class _Walk:
     """A scan taken step by step; after a failure it goes on behind the last key it gave out."""
 
-    def __init__(self, objects: CommittableObjects, prefix: str) -> None:
+    def __init__(self, objects: ObjectStore, prefix: str) -> None:
         self._objects, self._prefix = objects, prefix
         self._rest: AsyncIterator[ObjectInfo] | None = None
         self._last: str | None = None

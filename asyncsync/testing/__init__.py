@@ -5,6 +5,7 @@ pytest is imported here and nowhere else in the package.
 
 from .clock import FakeClock, settle
 from .contract_objects import ObjectStoreContract
+from .contract_syncer import SyncerContract
 from .contract_trees import TreeStoreContract
 from .faults import CancelAt, FailAt, FaultyObjects
 
@@ -14,6 +15,7 @@ __all__ = [
     "FakeClock",
     "FaultyObjects",
     "ObjectStoreContract",
+    "SyncerContract",
     "TreeStoreContract",
     "settle",
 ]

@@ -8,19 +8,18 @@ import anyio
 import pytest
 
 from ..errors import NotFoundError, PermanentError, PreconditionError
-from ..storage.committed import CommittableObjects
-from ..storage.objects import Condition, Upload
+from ..storage.objects import Condition, ObjectStore, Upload
 
 __all__ = ["ObjectStoreContract"]
 
 _MANY_KEYS = 25
 
 
-async def _keys(store: CommittableObjects, prefix: str) -> list[str]:
+async def _keys(store: ObjectStore, prefix: str) -> list[str]:
     return [info.key async for info in store.scan(prefix)]
 
 
-async def _uploads(store: CommittableObjects, prefix: str) -> list[Upload]:
+async def _uploads(store: ObjectStore, prefix: str) -> list[Upload]:
     return [upload async for upload in store.scan_uploads(prefix)]
 
 
@@ -35,27 +34,25 @@ class ObjectStoreContract:
 
     # -- put, get, head
 
-    async def test_what_was_put_comes_back(self, store: CommittableObjects) -> None:
+    async def test_what_was_put_comes_back(self, store: ObjectStore) -> None:
         await store.put("a/b", b"bytes")
 
         assert await store.get("a/b") == b"bytes"
 
-    async def test_any_kind_of_bytes_is_stored_as_it_is_now(
-        self, store: CommittableObjects
-    ) -> None:
+    async def test_any_kind_of_bytes_is_stored_as_it_is_now(self, store: ObjectStore) -> None:
         buffer = bytearray(b"xbytesx")
         await store.put("k", memoryview(buffer)[1:6])
         buffer[:] = b"changed"
 
         assert await store.get("k") == b"bytes"
 
-    async def test_put_and_head_say_the_same(self, store: CommittableObjects) -> None:
+    async def test_put_and_head_say_the_same(self, store: ObjectStore) -> None:
         written = await store.put("k", b"bytes")
         found = await store.head("k")
 
         assert (found.key, found.size_bytes, found.tag) == ("k", 5, written.tag)
 
-    async def test_a_reader_sees_one_version_or_another(self, store: CommittableObjects) -> None:
+    async def test_a_reader_sees_one_version_or_another(self, store: ObjectStore) -> None:
         versions = [letter * 1000 for letter in (b"a", b"b", b"c", b"d")]
         await store.put("k", versions[0])
         seen: set[bytes] = set()
@@ -71,34 +68,34 @@ class ObjectStoreContract:
 
         assert seen <= set(versions)
 
-    async def test_put_replaces_and_the_tag_changes(self, store: CommittableObjects) -> None:
+    async def test_put_replaces_and_the_tag_changes(self, store: ObjectStore) -> None:
         first = await store.put("k", b"one")
         second = await store.put("k", b"two")
 
         assert first.tag != second.tag
         assert await store.get("k") == b"two"
 
-    async def test_an_empty_object_is_an_object(self, store: CommittableObjects) -> None:
+    async def test_an_empty_object_is_an_object(self, store: ObjectStore) -> None:
         await store.put("k", b"")
 
         assert (await store.head("k")).size_bytes == 0
         assert await store.get("k", 0, 1) == b""
 
-    async def test_a_range_ends_where_the_object_ends(self, store: CommittableObjects) -> None:
+    async def test_a_range_ends_where_the_object_ends(self, store: ObjectStore) -> None:
         await store.put("k", b"0123456789")
 
         assert await store.get("k", 2, 5) == b"234"
         assert await store.get("k", 7) == b"789"
         assert await store.get("k", 7, 100) == b"789"
 
-    async def test_get_can_demand_one_version(self, store: CommittableObjects) -> None:
+    async def test_get_can_demand_one_version(self, store: ObjectStore) -> None:
         old = await store.put("k", b"old")
         await store.put("k", b"new")
 
         with pytest.raises(PreconditionError):
             await store.get("k", tag=old.tag)
 
-    async def test_what_is_not_there_is_not_found(self, store: CommittableObjects) -> None:
+    async def test_what_is_not_there_is_not_found(self, store: ObjectStore) -> None:
         with pytest.raises(NotFoundError):
             await store.head("k")
         with pytest.raises(NotFoundError):
@@ -117,7 +114,7 @@ class ObjectStoreContract:
             "\U0001f40d",
         ],
     )
-    async def test_a_key_is_kept_to_the_letter(self, store: CommittableObjects, name: str) -> None:
+    async def test_a_key_is_kept_to_the_letter(self, store: ObjectStore, name: str) -> None:
         await store.put(f"dir/{name}", b"here")
 
         assert await _keys(store, "dir/") == [f"dir/{name}"]
@@ -125,7 +122,7 @@ class ObjectStoreContract:
 
     # -- conditions
 
-    async def test_create_only_leaves_what_is_there(self, store: CommittableObjects) -> None:
+    async def test_create_only_leaves_what_is_there(self, store: ObjectStore) -> None:
         if not store.capabilities.create_only:
             return
         await store.put("k", b"old", condition=Condition(absent=True))
@@ -134,7 +131,7 @@ class ObjectStoreContract:
 
         assert await store.get("k") == b"old"
 
-    async def test_of_many_creators_one_wins(self, store: CommittableObjects) -> None:
+    async def test_of_many_creators_one_wins(self, store: ObjectStore) -> None:
         if not store.capabilities.create_only:
             return
         won: list[bytes] = []
@@ -152,7 +149,7 @@ class ObjectStoreContract:
 
         assert [await store.get("k")] == won
 
-    async def test_replacing_demands_the_tag_that_is_there(self, store: CommittableObjects) -> None:
+    async def test_replacing_demands_the_tag_that_is_there(self, store: ObjectStore) -> None:
         if not store.capabilities.if_match:
             return
         old = await store.put("k", b"old")
@@ -162,7 +159,7 @@ class ObjectStoreContract:
 
         assert await store.get("k") == b"new"
 
-    async def test_replacing_what_is_gone_is_refused(self, store: CommittableObjects) -> None:
+    async def test_replacing_what_is_gone_is_refused(self, store: ObjectStore) -> None:
         if not store.capabilities.if_match:
             return
         old = await store.put("k", b"old")
@@ -171,7 +168,7 @@ class ObjectStoreContract:
         with pytest.raises((PreconditionError, NotFoundError)):
             await store.put("k", b"new", condition=Condition(tag=old.tag))
 
-    async def test_delete_can_demand_one_version(self, store: CommittableObjects) -> None:
+    async def test_delete_can_demand_one_version(self, store: ObjectStore) -> None:
         if not store.capabilities.if_match:
             return
         old = await store.put("k", b"old")
@@ -186,9 +183,7 @@ class ObjectStoreContract:
 
     # -- delete, scan
 
-    async def test_delete_removes_one_key_and_may_be_repeated(
-        self, store: CommittableObjects
-    ) -> None:
+    async def test_delete_removes_one_key_and_may_be_repeated(self, store: ObjectStore) -> None:
         for key in ("trial_1", "trial_10", "trial_1/x"):
             await store.put(key, b"")
         await store.delete("trial_1")
@@ -196,9 +191,7 @@ class ObjectStoreContract:
 
         assert await _keys(store, "") == ["trial_1/x", "trial_10"]
 
-    async def test_scan_gives_every_key_below_a_prefix_in_order(
-        self, store: CommittableObjects
-    ) -> None:
+    async def test_scan_gives_every_key_below_a_prefix_in_order(self, store: ObjectStore) -> None:
         keys = [f"dir/{n:03}" for n in range(_MANY_KEYS)]
         for key in [*reversed(keys), "di", "dir2/x", "e"]:
             await store.put(key, b"x")
@@ -208,17 +201,15 @@ class ObjectStoreContract:
         assert {info.size_bytes for info in found} == {1}
         assert found[0].tag == (await store.head(keys[0])).tag
 
-    async def test_scan_of_nothing_is_empty(self, store: CommittableObjects) -> None:
+    async def test_scan_of_nothing_is_empty(self, store: ObjectStore) -> None:
         assert await _keys(store, "none/") == []
 
     # -- multipart
 
-    async def _big(self, store: CommittableObjects) -> tuple[bytes, bytes]:
+    async def _big(self, store: ObjectStore) -> tuple[bytes, bytes]:
         return b"a" * store.capabilities.min_part_bytes, b"tail"
 
-    async def test_parts_in_any_order_become_one_object_in_theirs(
-        self, store: CommittableObjects
-    ) -> None:
+    async def test_parts_in_any_order_become_one_object_in_theirs(self, store: ObjectStore) -> None:
         head, tail = await self._big(store)
         upload = await store.create_upload("k")
         second = await store.put_part(upload, 2, tail)
@@ -228,9 +219,7 @@ class ObjectStoreContract:
         assert await store.get("k") == head + tail
         assert info == (await store.head("k"))._replace(modified_at=info.modified_at)
 
-    async def test_an_upload_shows_nothing_before_it_completes(
-        self, store: CommittableObjects
-    ) -> None:
+    async def test_an_upload_shows_nothing_before_it_completes(self, store: ObjectStore) -> None:
         await store.put("k", b"old")
         upload = await store.create_upload("k")
         await store.put_part(upload, 1, b"new")
@@ -239,7 +228,7 @@ class ObjectStoreContract:
 
         assert (before, keys) == (b"old", ["k"])
 
-    async def test_a_part_put_again_replaces_the_first(self, store: CommittableObjects) -> None:
+    async def test_a_part_put_again_replaces_the_first(self, store: ObjectStore) -> None:
         upload = await store.create_upload("k")
         await store.put_part(upload, 1, b"first")
         part = await store.put_part(upload, 1, b"second")
@@ -247,9 +236,7 @@ class ObjectStoreContract:
 
         assert await store.get("k") == b"second"
 
-    async def test_a_part_that_is_not_the_one_stored_is_refused(
-        self, store: CommittableObjects
-    ) -> None:
+    async def test_a_part_that_is_not_the_one_stored_is_refused(self, store: ObjectStore) -> None:
         upload = await store.create_upload("k")
         stale = await store.put_part(upload, 1, b"first")
         await store.put_part(upload, 1, b"second")
@@ -258,7 +245,7 @@ class ObjectStoreContract:
             await store.complete_upload(upload, [stale])
         assert await _keys(store, "") == []
 
-    async def test_completing_keeps_the_conditions(self, store: CommittableObjects) -> None:
+    async def test_completing_keeps_the_conditions(self, store: ObjectStore) -> None:
         if not store.capabilities.multipart_conditions:
             return
         old = await store.put("k", b"old")
@@ -273,7 +260,7 @@ class ObjectStoreContract:
         assert await store.get("k") == b"newer"
 
     async def test_an_aborted_upload_is_gone_and_aborting_may_be_repeated(
-        self, store: CommittableObjects
+        self, store: ObjectStore
     ) -> None:
         upload = await store.create_upload("k")
         part = await store.put_part(upload, 1, b"x")
@@ -284,9 +271,7 @@ class ObjectStoreContract:
             await store.complete_upload(upload, [part])
         assert await _uploads(store, "") == []
 
-    async def test_unfinished_uploads_can_be_found_below_a_prefix(
-        self, store: CommittableObjects
-    ) -> None:
+    async def test_unfinished_uploads_can_be_found_below_a_prefix(self, store: ObjectStore) -> None:
         keys = ["dir/a", "dir/b", "other"]
         uploads = [await store.create_upload(key) for key in keys]
         done = await store.create_upload("dir/done")
@@ -300,6 +285,6 @@ class ObjectStoreContract:
 
     # -- the end
 
-    async def test_closing_twice_is_closing_once(self, store: CommittableObjects) -> None:
+    async def test_closing_twice_is_closing_once(self, store: ObjectStore) -> None:
         await store.aclose()
         await store.aclose()

@@ -8,8 +8,7 @@ from typing import Literal, Protocol, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
-from ..storage.committed import CommittableObjects
-from ..storage.objects import Capabilities, Condition, Data, ObjectInfo, Part, Upload
+from ..storage.objects import Capabilities, Condition, Data, ObjectInfo, ObjectStore, Part, Upload
 
 __all__ = ["CancelAt", "FailAt", "Fault", "FaultyObjects"]
 
@@ -92,7 +91,7 @@ class CancelAt:
 class FaultyObjects:
     """An ObjectStore on which a fault acts; a whole scan counts as one call."""
 
-    def __init__(self, inner: CommittableObjects, fault: Fault) -> None:
+    def __init__(self, inner: ObjectStore, fault: Fault) -> None:
         self._inner, self._fault = inner, fault
 
     @property

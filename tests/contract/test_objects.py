@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from anyio.lowlevel import checkpoint
 
-from asyncsync.storage.committed import CommittableObjects
+from asyncsync.storage import ObjectStore
 from asyncsync.storage.memory import MemoryObjects, memory_objects
 from asyncsync.storage.objects import (
     Capabilities,
@@ -23,20 +23,20 @@ from asyncsync.testing import FakeClock, ObjectStoreContract
 
 class TestMemory(ObjectStoreContract):
     @pytest.fixture
-    async def store(self) -> CommittableObjects:
+    async def store(self) -> ObjectStore:
         return MemoryObjects()
 
 
 class TestMemoryWithoutConditions(ObjectStoreContract):
     @pytest.fixture
-    async def store(self) -> CommittableObjects:
+    async def store(self) -> ObjectStore:
         none = Capabilities(create_only=False, if_match=False, multipart_conditions=False)
         return MemoryObjects(none)
 
 
 class TestEquippedMemory(ObjectStoreContract):
     @pytest.fixture
-    async def store(self) -> CommittableObjects:
+    async def store(self) -> ObjectStore:
         clock = FakeClock()
         return equip_objects(MemoryObjects(), clock=clock, max_requests=2, rate=Rate(1e12, clock))
 

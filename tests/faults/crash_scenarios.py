@@ -11,7 +11,7 @@ from unittest import mock
 
 from asyncsync.concurrency import Threads
 from asyncsync.digest import digest
-from asyncsync.errors import BusyError, ConflictError, NotCommittedError, NotFoundError
+from asyncsync.errors import NotCommittedError, NotFoundError
 from asyncsync.manifest import DirectoryEntry, Entry, FileEntry, Header, Kind, Manifest
 from asyncsync.names import MANIFEST, is_ours, new_attempt
 from asyncsync.storage import Durability, Intent, NewFile
@@ -84,18 +84,6 @@ async def _there(store: LocalTrees) -> Manifest | None:
         return await store.read_manifest(TREE)
     except NotFoundError:
         return None
-    except BusyError:
-        await _recover(store)
-        return await store.read_manifest(TREE)
-
-
-async def _recover(store: LocalTrees) -> None:
-    """Beginning an attempt finishes what a crash left half done."""
-    try:
-        async with store.begin(TREE, Intent(attempt=new_attempt(), expect="0" * 64)):
-            return
-    except ConflictError:
-        return
 
 
 async def _delete(store: LocalTrees) -> None:
@@ -124,14 +112,12 @@ class Scenario:
     """One operation of the local store: what is there before, what after, and how to get there.
 
     Attributes:
-        may_be_busy: readers may be told that the tree is being replaced.
         limits: what the file system cannot do while it runs.
     """
 
     before: Tree | None
     after: Tree | None
     act: Callable[[LocalTrees], Awaitable[None]]
-    may_be_busy: bool = False
     limits: Callable[[], object] = field(default=nullcontext)
 
     async def prepare(self, base: str) -> None:
@@ -162,7 +148,7 @@ SCENARIOS = {
     "new": Scenario(None, FIRST, _new),
     "update": Scenario(FIRST, SECOND, _update),
     "replace": Scenario(FIRST, SECOND, _replace),
-    "replace-by-two-renames": Scenario(FIRST, SECOND, _replace, True, without_renameat2),
+    "replace-by-two-renames": Scenario(FIRST, SECOND, _replace, without_renameat2),
     "delete": Scenario(FIRST, None, _delete),
 }
 
@@ -212,9 +198,7 @@ FRONT_DOOR: dict[str, Scenario] = {
     "sync-up-new": FrontDoor(None, FIRST),
     "sync-up-rolling": FrontDoor(FIRST, SECOND, kind="rolling"),
     "sync-up-replace": FrontDoor(FIRST, SECOND),
-    "sync-up-replace-by-two-renames": FrontDoor(
-        FIRST, SECOND, may_be_busy=True, limits=without_renameat2
-    ),
+    "sync-up-replace-by-two-renames": FrontDoor(FIRST, SECOND, limits=without_renameat2),
     "sync-delete": FrontDoor(FIRST, None),
 }
 
@@ -229,12 +213,11 @@ def open_store(base: str) -> Iterator[LocalTrees]:
         threads.close()
 
 
-async def look(base: str, scenario: Scenario) -> Tree | None:
+async def look(base: str) -> Tree | None:
     """What a fresh reader sees; every byte is compared with the digest committed.
 
     Raises:
-        Exception: whatever a reader would, but for "nothing is there" (None) and, where the
-            scenario allows it, "being replaced" (the tree before).
+        Exception: whatever a reader would, but for "nothing is there", which is None.
     """
     with open_store(base) as store:
         try:
@@ -243,10 +226,6 @@ async def look(base: str, scenario: Scenario) -> Tree | None:
             raise
         except NotFoundError:
             return None
-        except BusyError:
-            if not scenario.may_be_busy:
-                raise
-            return scenario.before
         paths = [NewFile(e.path, e.size_bytes) for e in manifest.files.values()]
         async with store.open(TREE, manifest) as reader:
             contents = await reader.read_many(paths)

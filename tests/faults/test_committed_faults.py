@@ -18,7 +18,8 @@ from asyncsync.errors import (
 )
 from asyncsync.manifest import Header, Manifest
 from asyncsync.names import MANIFEST, new_attempt
-from asyncsync.storage.committed import CommittableObjects, CommittedTrees, writer
+from asyncsync.storage.committed import CommittedTrees
+from asyncsync.storage import ObjectStore, writer
 from asyncsync.storage.memory import MemoryObjects
 from asyncsync.storage.objects import Capabilities
 from asyncsync.storage.retrying import Backoff
@@ -117,7 +118,7 @@ class Bench:
         await bench.memory.put("tree2/a", b"neighbor")
         return bench
 
-    def client(self, objects: CommittableObjects) -> CommittedTrees:
+    def client(self, objects: ObjectStore) -> CommittedTrees:
         return CommittedTrees(objects, clock=self.clock)
 
     async def content(self) -> dict[str, bytes] | None:

@@ -47,7 +47,7 @@ async def test_after_any_power_cut_readers_see_a_whole_tree_and_all_that_was_ack
     disks = await _disks(scenario, memory)
 
     for acknowledged, base in disks:
-        seen = await look(str(base), scenario)
+        seen = await look(str(base))
         assert seen in ((scenario.after,) if acknowledged else (scenario.before, scenario.after))
     assert len(disks) > 50
 
@@ -62,5 +62,5 @@ async def test_after_any_power_cut_the_next_run_finishes_and_tidies_up(
 
     for _, base in disks:
         await scenario.run(str(base))
-        assert await look(str(base), scenario) == scenario.after
+        assert await look(str(base)) == scenario.after
         assert_tidy(str(base), scenario.after)

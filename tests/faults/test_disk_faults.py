@@ -152,10 +152,10 @@ async def _error_of(scenario: Scenario, folder: str) -> AsyncSyncError | None:
 async def _check_after(
     scenario: Scenario, folder: str, error: AsyncSyncError | None, point: str
 ) -> None:
-    seen = await look(folder, scenario)
+    seen = await look(folder)
     assert seen in ((scenario.before, scenario.after) if error else (scenario.after,)), point
     await scenario.run(folder)
-    assert await look(folder, scenario) == scenario.after, point
+    assert await look(folder) == scenario.after, point
     assert_tidy(folder, scenario.after)
 
 
@@ -191,7 +191,7 @@ async def test_a_file_whose_flush_failed_is_never_flushed_again_but_given_up(
 
     assert caught.value.side == "target"
     assert len(flushed) == len(set(flushed))
-    assert await look(base, scenario) == scenario.before
+    assert await look(base) == scenario.before
     if scenario.before:
         assert_tidy(base, scenario.before)
 
@@ -215,7 +215,7 @@ async def test_an_error_of_the_target_is_reported_as_its_class_and_as_the_target
         await write_and_commit(base, SECOND, writing=failing(call, code, 1))
 
     assert caught.value.side == "target"
-    assert await look(base, REPLACE) == FIRST
+    assert await look(base) == FIRST
     assert_tidy(base, FIRST)
 
 
@@ -271,7 +271,7 @@ async def test_where_directories_cannot_be_flushed_the_durability_is_called_redu
         durability = await put(store, wanted, in_place=name == "update")
 
     assert durability == "reduced"
-    assert await look(base, scenario) == wanted
+    assert await look(base) == wanted
 
 
 # ---------------------------------------------------------------- file systems that know less
@@ -305,7 +305,7 @@ async def test_a_rename_whose_answer_got_lost_counts_as_done(name: str, base: st
         with losing_answers_of_renames(number) as made:
             await scenario.run(folder)
 
-        assert await look(folder, scenario) == scenario.after
+        assert await look(folder) == scenario.after
         assert_tidy(folder, scenario.after)
         if made[0] < number:
             break
@@ -321,7 +321,7 @@ async def test_between_the_two_renames_of_a_living_writer_readers_are_told_to_tr
 
     def take_name(attempt: Attempt) -> None:
         with pytest.raises(BusyError, match="being replaced; try again"):
-            anyio.run(look, base, SCENARIOS["replace"])
+            anyio.run(look, base)
         seen.append("busy")
         real(attempt)
 
@@ -329,7 +329,7 @@ async def test_between_the_two_renames_of_a_living_writer_readers_are_told_to_tr
         await REPLACE.run(base)
 
     assert seen == ["busy"]
-    assert await look(base, REPLACE) == SECOND
+    assert await look(base) == SECOND
 
 
 async def test_between_the_two_renames_of_a_dead_writer_the_first_reader_finishes_for_it(
@@ -343,7 +343,7 @@ async def test_between_the_two_renames_of_a_dead_writer_the_first_reader_finishe
         await REPLACE.run(base)
     assert not os.path.exists(f"{base}/{TREE}")
 
-    assert await look(base, REPLACE) == SECOND
+    assert await look(base) == SECOND
     assert_tidy(base, SECOND)
 
 
@@ -385,7 +385,7 @@ async def test_a_commit_of_files_that_never_arrived_is_refused(base: str) -> Non
     with pytest.raises(IntegrityError, match="never arrived"):
         await write_and_commit(base, FIRST, without="b/three")
 
-    assert await look(base, SCENARIOS["new"]) is None
+    assert await look(base) is None
 
 
 async def test_a_file_that_lost_its_tail_is_not_read_as_if_it_were_whole(base: str) -> None:
@@ -434,7 +434,7 @@ async def test_a_delete_that_meets_a_damaged_manifest_inside_deletes_nothing(bas
     with open_store(base) as store, pytest.raises(IntegrityError):
         await store.delete(TREE)
 
-    assert await look(base, REPLACE) == FIRST
+    assert await look(base) == FIRST
 
 
 # ---------------------------------------------------------------- full, read-only, forbidden
@@ -472,13 +472,13 @@ async def test_a_full_disk_leaves_the_old_version_and_the_next_run_with_space_su
         with pytest.raises(NoSpaceError) as caught:
             await put(store, tree, in_place=in_place)
         assert caught.value.side == "target"
-        assert await look(base, REPLACE) == FIRST
+        assert await look(base) == FIRST
         assert_tidy(base, FIRST)
 
         _mount("-o", "remount,size=8m,nr_inodes=999", base)
         await put(store, tree, in_place=in_place)
 
-    assert await look(base, REPLACE) == tree
+    assert await look(base) == tree
     assert_tidy(base, tree)
 
 
@@ -495,14 +495,14 @@ async def test_a_disk_that_turns_read_only_halfway_recovers_when_it_is_writable_
         disk.flush()
         with turning_read_only(disk), pytest.raises(AccessDeniedError, match="Read-only") as caught:
             await scenario.run(base)
-        seen = await look(base, scenario)
+        seen = await look(base)
 
         disk.mount_again()
         await scenario.run(base)
 
         assert caught.value.side == "target"
         assert seen == scenario.before
-        assert await look(base, scenario) == scenario.after
+        assert await look(base) == scenario.after
         assert_tidy(base, scenario.after)
 
 
@@ -552,7 +552,7 @@ async def test_somebody_elses_tree_cannot_be_changed_and_stays_whole(name: str, 
         await scenario.run(base)
 
     assert caught.value.side == "target"
-    assert await look(base, scenario) == FIRST
+    assert await look(base) == FIRST
     assert_tidy(base, FIRST)
 
 
@@ -567,7 +567,7 @@ async def test_a_tree_whose_parent_is_closed_is_replaced_file_by_file(base: str)
     with as_nobody():
         await REPLACE.run(base)
 
-    assert await look(base, REPLACE) == SECOND
+    assert await look(base) == SECOND
     assert os.stat(f"{base}/{TREE}").st_ino == inode
 
 
@@ -576,7 +576,7 @@ async def test_a_file_that_may_not_be_read_is_an_error_of_the_source(base: str) 
     await put_first(base)
     os.chmod(f"{base}/{TREE}/a/one", 0o600)
     with as_nobody(), pytest.raises(AccessDeniedError) as caught:
-        await look(base, REPLACE)
+        await look(base)
 
     assert caught.value.side == "source"
 
@@ -591,6 +591,6 @@ async def test_an_attempt_that_runs_out_of_descriptors_says_so_and_leaves_nothin
     ):
         await REPLACE.run(base)
 
-    assert await look(base, REPLACE) == FIRST
+    assert await look(base) == FIRST
     await REPLACE.run(base)
     assert_tidy(base, SECOND)

@@ -64,12 +64,12 @@ def _cut_once(killer: Killer, disk: LoopDisk, name: str, call: str, number: int)
     disk.cut_power()
     point = f"cut at {call} {number}"
 
-    seen = anyio.run(look, base, scenario)
+    seen = anyio.run(look, base)
     whole = (scenario.after,) if outcome.acknowledged else (scenario.before, scenario.after)
     assert seen in whole, point
     assert killer.run(name, base).acknowledged
     disk.cut_power()
-    assert anyio.run(look, base, scenario) == scenario.after, f"acknowledged after {point}"
+    assert anyio.run(look, base) == scenario.after, f"acknowledged after {point}"
     killer.run(name, base)
     assert_tidy(base, scenario.after)
     rmtree(base)
@@ -84,4 +84,4 @@ def test_a_commit_that_flushes_nothing_does_not_survive_the_power_cut(disk: Loop
     disk.cut_power()
 
     with pytest.raises((NotFoundError, IntegrityError, AssertionError)):
-        assert anyio.run(look, base, scenario) == scenario.after
+        assert anyio.run(look, base) == scenario.after

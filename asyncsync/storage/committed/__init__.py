@@ -6,7 +6,6 @@ writer.py  one attempt to write: data first, the manifest last
 store.py   the TreeStore itself, and deleting
 """
 
-from .place import CommittableObjects
 from .store import CommittedTrees
 
-__all__ = ["CommittableObjects", "CommittedTrees"]
+__all__ = ["CommittedTrees"]

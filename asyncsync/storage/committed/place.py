@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
@@ -14,7 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, contextmanager
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import anyio
 
@@ -24,10 +23,10 @@ from ...errors import IntegrityError, NotFoundError, PreconditionError, RefusedE
 from ...manifest import MAX_MANIFEST_BYTES, FileEntry, Header, Manifest, decode, encode, read_header
 from ...names import MANIFEST, check_path, is_ours
 from ...units import KIB, MIB
-from ..objects import Condition, ObjectInfo, ObjectStore, Upload
+from ..objects import Condition, ObjectInfo, ObjectStore
 from ..trees import NewFile
 
-__all__ = ["CommittableObjects", "Found", "Place", "each", "of_tree"]
+__all__ = ["Found", "Place", "each", "of_tree"]
 
 _RANGE_BYTES = 4 * MIB  # of a manifest, read at once
 _HEADER_BYTES = 64 * KIB
@@ -35,18 +34,6 @@ _THREAD_BYTES = 1 * MIB  # manifests above this are encoded and decoded in a thr
 _REQUESTS = 16  # at once, for one step; equip_objects bounds them over all steps
 
 T = TypeVar("T")
-
-
-class CommittableObjects(ObjectStore, Protocol):
-    """An ObjectStore whose unfinished uploads can be found again.
-
-    Without that, an upload whose id got lost (in a crash, with an answer) would stay, and be paid
-    for, without anybody who knows of it.
-    """
-
-    def scan_uploads(self, prefix: str) -> AsyncIterator[Upload]:
-        """Every upload in progress whose key begins with `prefix`."""
-        ...
 
 
 class Found(NamedTuple):
@@ -82,7 +69,7 @@ class Place:
         conditional: conditions work, so that two writers are kept apart.
     """
 
-    def __init__(self, objects: CommittableObjects, name: str, *, conditional: bool) -> None:
+    def __init__(self, objects: ObjectStore, name: str, *, conditional: bool) -> None:
         self.objects, self.name, self.conditional = objects, name, conditional
         self.where = quote(name) if name else "the root of the store"
         self.prefix = f"{name}/" if name else ""

@@ -17,9 +17,9 @@ from ...errors import (
 )
 from ...manifest import Header, Manifest
 from ...names import ATTEMPT, MANIFEST, ROOT_MARKER, holder_name, is_commit_file, new_attempt
-from ..objects import Condition
+from ..objects import Condition, ObjectStore
 from ..trees import Deleted, Durability, Intent, NewFile, TreeCapabilities, TreeReader, TreeWriter
-from .place import CommittableObjects, Found, Place, of_tree
+from .place import Found, Place, of_tree
 from .reader import CommittedReader
 from .record import Lease, Record, Sightings, let_go, read_record
 from .writer import CommittedWriter, conflict
@@ -42,7 +42,7 @@ class CommittedTrees:
     """
 
     def __init__(
-        self, objects: CommittableObjects, *, clock: Clock, durability: Durability = "memory"
+        self, objects: ObjectStore, *, clock: Clock, durability: Durability = "memory"
     ) -> None:
         self._objects, self._clock, self._durability = objects, clock, durability
         self._conditional = objects.capabilities.create_only and objects.capabilities.if_match
