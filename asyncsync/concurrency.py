@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -10,23 +11,32 @@ from typing import TypeVar
 
 import anyio
 
-from .errors import StalledError
+from .errors import ConfigError, StalledError
 
 __all__ = ["ByteBudget", "Threads", "each_bounded", "quietly"]
 
 T = TypeVar("T")
 
 
+class _Request:
+    """Somebody who waits for bytes."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.granted = anyio.Event()
+
+
 class ByteBudget:
     """Bytes one engine may hold in memory at once.
 
-    A chunk larger than the whole budget is admitted alone, not refused.
+    Whoever asks first is served first, so that a large chunk does not starve behind small ones. A
+    chunk larger than the whole budget is admitted alone, not refused.
     """
 
     def __init__(self, total_bytes: int) -> None:
         self._total = total_bytes
         self._used = 0
-        self._freed = anyio.Condition()
+        self._waiting: deque[_Request] = deque()
 
     @property
     def used_bytes(self) -> int:
@@ -36,17 +46,31 @@ class ByteBudget:
     @asynccontextmanager
     async def borrow(self, size_bytes: int) -> AsyncIterator[None]:
         """Hold `size_bytes` for the length of the block; waits until they are free."""
-        async with self._freed:
-            while self._used and self._used + size_bytes > self._total:
-                await self._freed.wait()
-            self._used += size_bytes
+        request = _Request(size_bytes)
+        self._waiting.append(request)
         try:
+            self._lend()
+            await request.granted.wait()
             yield
         finally:
-            self._used -= size_bytes
-            with anyio.CancelScope(shield=True):
-                async with self._freed:
-                    self._freed.notify_all()
+            self._end(request)
+
+    # Nothing here can be interrupted half way: a loan is given back whatever happens.
+
+    def _end(self, request: _Request) -> None:
+        if request.granted.is_set():
+            self._used -= request.size_bytes
+        else:
+            self._waiting.remove(request)
+        self._lend()
+
+    def _lend(self) -> None:
+        while self._waiting:
+            size_bytes = self._waiting[0].size_bytes
+            if self._used and self._used + size_bytes > self._total:
+                return
+            self._used += size_bytes
+            self._waiting.popleft().granted.set()
 
 
 async def each_bounded(
@@ -54,12 +78,21 @@ async def each_bounded(
 ) -> None:
     """Run `action(item)` for every item, at most `limit` tasks alive.
 
-    The first failure cancels the others and is raised in an ExceptionGroup.
+    The first failure cancels the others and is raised in an ExceptionGroup. No item starts after
+    it.
     """
     slots = anyio.Semaphore(limit)
+    failed = False
 
     async def run(item: T) -> None:
-        await action(item)
+        nonlocal failed
+        if failed:  # another task's failure, of which the group has not heard yet
+            return
+        try:
+            await action(item)
+        except BaseException:
+            failed = True
+            raise
         slots.release()  # not on failure: the group is over, start nothing new
 
     async with anyio.create_task_group() as group:
@@ -83,22 +116,24 @@ class Threads:
     def __init__(self, count: int = 8, *, stall_s: float = 300.0) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="asyncsync")
         self._stall_s = stall_s
+        self._closed = False
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Call `function(*args)` in a thread and return what it returns.
 
         Raises:
             StalledError: it did not end in time; its thread is lost until it does.
+            ConfigError: closed before it began.
         """
         await anyio.lowlevel.checkpoint_if_cancelled()
+        if self._closed:
+            raise _closed()
         future = asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
-        try:
-            with anyio.CancelScope(shield=True):
-                await _settled(future, self._stall_s)
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                future.exception()  # seen: the cancellation is what the caller hears of
-            raise
+        future.add_done_callback(_notice)
+        with anyio.CancelScope(shield=True):
+            await _settled(future, self._stall_s)
+        if future.cancelled():  # by close: nobody has cancelled the caller
+            raise _closed()
         if not future.done():
             raise StalledError(
                 f"{getattr(function, '__name__', 'a disk operation')} has not ended within "
@@ -108,8 +143,19 @@ class Threads:
         return future.result()
 
     def close(self) -> None:
-        """Start nothing more. Threads that are at work end by themselves."""
+        """Start nothing more. Threads that are at work end by themselves. Again: no effect."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _closed() -> ConfigError:
+    return ConfigError("closed while work was going on or after; close when it has ended")
+
+
+def _notice(future: asyncio.Future[T]) -> None:
+    """Take note of an error, which else is logged when the caller only hears of a cancellation."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _settled(future: asyncio.Future[T], timeout_s: float) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from .errors import ConfigError, quote
 
@@ -33,7 +33,7 @@ class Location:
     scheme: str
     authority: str
     path: str
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def parse(cls, text: str | os.PathLike[str] | Location) -> Location:
@@ -87,7 +87,7 @@ class Location:
     def __str__(self) -> str:
         if self.scheme == "file":
             return self.path
-        tail = "&".join(f"{k}={v}" for k, v in self.options.items())
+        tail = urlencode(self.options, safe=":/")
         url = f"{self.scheme}://{self.authority}" + (f"/{self.path}" if self.path else "")
         return f"{url}?{tail}" if tail else url
 
@@ -123,7 +123,8 @@ def _split_options(scheme: str, rest: str) -> tuple[str, dict[str, str]]:
 
 
 def _refuse_secrets(scheme: str, query: str) -> None:
-    if any(_SECRET.search(key) for key, _ in parse_qsl(query, keep_blank_values=True)):
+    pairs = parse_qsl(query, keep_blank_values=True)
+    if any(_SECRET.search(key) or "@" in value for key, value in pairs):
         raise ConfigError(
             f"this {scheme}:// location carries a key or a token after '?'; leave it out and let "
             "the environment or a profile hold the credentials"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pathspec import GitIgnoreSpec
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from .errors import ConfigError
 
@@ -33,8 +35,8 @@ class Selection:
         ConfigError: a pattern is not valid gitignore syntax.
     """
 
-    exclude: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
+    exclude: Sequence[str] = ()
+    include: Sequence[str] = ()
     _exclude: GitIgnoreSpec = field(init=False, repr=False, compare=False)
     _include: GitIgnoreSpec = field(init=False, repr=False, compare=False)
 
@@ -44,7 +46,7 @@ class Selection:
         object.__setattr__(self, "_exclude", _compile(self.exclude))
         object.__setattr__(self, "_include", _compile(self.include))
 
-    def __reduce__(self) -> tuple[type[Selection], tuple[tuple[str, ...], tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[type[Selection], tuple[Sequence[str], Sequence[str]]]:
         return Selection, (self.exclude, self.include)
 
     @property
@@ -75,14 +77,36 @@ class Selection:
         return any(self.prunes("/".join(parts[:n])) for n in range(1, len(parts)))
 
 
-def _patterns(kind: str, patterns: Iterable[str]) -> tuple[str, ...]:
+def _patterns(kind: str, patterns: Sequence[str]) -> tuple[str, ...]:
     if isinstance(patterns, str):
         raise ConfigError(f"{kind} takes a list of patterns, not one string: [{patterns!r}]")
     return tuple(patterns)
 
 
-def _compile(patterns: tuple[str, ...]) -> GitIgnoreSpec:
+class _Pattern(GitIgnoreSpecPattern):
+    """pathspec's translation, without three of its differences from git.
+
+    `*` alone must rank like other patterns, or `!*/` brings nothing back; a newline in a name is
+    a letter like any other; and a set such as `[!0]` matches no slash.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def pattern_to_regex(cls, pattern: str) -> tuple[str | None, bool | None]:  # type: ignore[override]
+        regex, include = super().pattern_to_regex(_ALL.sub(r"\1?*", pattern))
+        if regex is not None:
+            regex = "(?s)" + _NEGATED.sub(r"[^\1/", regex).replace("|$)", r"|\Z)")
+        return regex, include
+
+
+_ALL = re.compile(r"^(!?)\*{1,2}\s*\Z")
+_NEGATED = re.compile(r"\[\^(?!/)(\]?)")
+
+
+def _compile(patterns: Sequence[str]) -> GitIgnoreSpec:
     try:
-        return GitIgnoreSpec.from_lines(patterns)
+        # Other back ends, used when installed, know neither our expressions nor names in bytes.
+        return GitIgnoreSpec.from_lines(patterns, _Pattern, backend="simple")
     except (ValueError, TypeError) as exc:
         raise ConfigError(f"not a gitignore pattern: {exc}") from exc

@@ -172,7 +172,7 @@ class StorageSyncer:
         request = Request(
             local=_local(local_dir),
             remote=Location.parse(remote_dir),
-            selection=Selection(tuple(exclude), tuple(include)),
+            selection=Selection(exclude, include),
             kind=kind,
             replace=replace,
             links=links,
@@ -208,7 +208,7 @@ class StorageSyncer:
         request = Request(
             local=_local(local_dir),
             remote=Location.parse(remote_dir),
-            selection=Selection(tuple(exclude), tuple(include)),
+            selection=Selection(exclude, include),
             kind=kind,
             replace=replace,
             links=links,
@@ -542,7 +542,7 @@ class StorageSyncer:
         return DownloadRequest(
             remote=Location.parse(remote_dir),
             local=_local(local_dir),
-            selection=Selection(tuple(exclude), tuple(include)),
+            selection=Selection(exclude, include),
             allow_unverified=allow_unverified,
         )
 

@@ -724,7 +724,7 @@ async def _both(calls: Sequence[Callable[[], Awaitable[object]]]) -> list[object
 
 
 def _identities(results: Sequence[object]) -> list[str]:
-    print(results); return [result.identity for result in results if isinstance(result, Receipt)]
+    return [result.identity for result in results if isinstance(result, Receipt)]
 
 
 async def test_two_syncs_of_the_same_content_to_one_new_target_both_succeed(

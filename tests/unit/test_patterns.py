@@ -186,9 +186,6 @@ def left_out(root: Path, files: Sequence[str], patterns: tuple[str, ...]) -> set
     return set(files) - set(taken(files, *patterns))
 
 
-ONLY = pytest.mark.xfail(reason="pathspec ranks `!*/` below `*`", strict=True)
-LINES = pytest.mark.xfail(reason="pathspec's expressions end at a newline", strict=True)
-SLASH = pytest.mark.xfail(reason="pathspec lets `[!x]` match a slash", strict=True)
 PATTERNS_OF_GIT = pytest.mark.parametrize(
     "patterns",
     [
@@ -213,7 +210,7 @@ PATTERNS_OF_GIT = pytest.mark.parametrize(
         ("log/*", "!log/y/"),
         ("d/", "!keep.t"),
         ("d/*", "!d/keep.t"),
-        pytest.param(("*", "!*/", "!*.t"), marks=ONLY),
+        ("*", "!*/", "!*.t"),
     ],
     ids=" ".join,
 )
@@ -224,7 +221,6 @@ def test_what_is_left_out_is_what_git_ignores(repository: Path, patterns: tuple[
     assert left_out(repository, FILES, patterns) == ignored_by_git(repository, FILES, patterns)
 
 
-@LINES
 @pytest.mark.parametrize("patterns", [("d",), ("a",), ("*.t",)], ids=" ".join)
 def test_a_newline_in_a_name_is_a_letter_like_any_other(
     repository: Path, patterns: tuple[str, ...]
@@ -234,7 +230,6 @@ def test_a_newline_in_a_name_is_a_letter_like_any_other(
     assert left_out(repository, files, patterns) == ignored_by_git(repository, files, patterns)
 
 
-@SLASH
 def test_a_set_of_letters_does_not_match_the_end_of_a_directory() -> None:
     selection = Selection(exclude=("ckpt_[!0]",))
 

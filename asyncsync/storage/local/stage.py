@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
-from ...errors import IntegrityError, RefusedError, quote
+from ...errors import BusyError, IntegrityError, RefusedError, quote
 from ...manifest import FileEntry, Manifest
 from ...names import LOCK
 from ..trees import Block, NewFile
@@ -58,9 +58,14 @@ class Stage:
         with ExitStack() as undo:
             os.mkdir(holder, 0o700, dir_fd=parent)
             undo.callback(_discard, parent, holder)
-            self.fd = os.open(holder, DIRECTORY, dir_fd=parent)
-            undo.callback(os.close, self.fd)
-            self._lock = Lock.take(self.fd, LOCK, where)
+            try:
+                self.fd = os.open(holder, DIRECTORY, dir_fd=parent)
+                undo.callback(os.close, self.fd)
+                self._lock = Lock.take(self.fd, LOCK, where)
+            except FileNotFoundError:  # without its lock yet, another sync took it for abandoned
+                raise BusyError(
+                    f"another sync is beginning to write {where}; try again", side="target"
+                ) from None
             undo.callback(self._lock.release)
             os.mkdir(TREE, 0o777, dir_fd=self.fd)
             self.tree = os.open(TREE, DIRECTORY, dir_fd=self.fd)
