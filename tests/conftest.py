@@ -62,6 +62,7 @@ def clean_environment(
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("ASYNCSYNC_CACHE_DIR", str(home / "cache"))
+    monkeypatch.chdir(Path.cwd())  # a test that goes elsewhere comes back
 
 
 @pytest.fixture(autouse=True)

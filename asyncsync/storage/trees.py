@@ -139,7 +139,8 @@ class TreeWriter(Protocol):
     async def commit(self, manifest: Manifest) -> Durability:
         """Make `manifest` the tree, all of it at once for every reader, and durable.
 
-        Files that were not written must be in the tree that is replaced, under the same digest.
+        Files that were not written must be in the tree that is replaced, under the same digest;
+        on a disk, in place, they may also lie there already and be what the caller compared.
         Files of that tree that the manifest does not list disappear. Calling it again after a lost
         answer has the same effect as once.
 

@@ -13,7 +13,7 @@ from ..storage import NewFile
 
 __all__ = ["LocalTree", "RestorePlan", "check_overlap", "may_replace", "plan_restore", "step_of"]
 
-_TRAILING_NUMBER = re.compile(r"(?:^|\D)0*(\d{1,18})$")
+_TRAILING_NUMBER = re.compile(r"(?:^|[^0-9])0*([0-9]{1,18})\Z")
 
 
 def step_of(name: str) -> int | None:
@@ -134,7 +134,7 @@ def plan_restore(
             clash.append(path)
     gone = [path for path in previous if path not in wanted and path in local.files]
     delete = [path for path in gone if digests.get(path) == previous[path].digest]
-    changed = [path for path in gone if path not in delete]
+    changed = [path for path in gone if digests.get(path) != previous[path].digest]
     replaced = [path for path in previous if path not in local.files and local.blocks(path)]
     clashes = tuple(clash + changed + replaced)
     return RestorePlan(tuple(fetch), tuple(keep), clashes, tuple(delete))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..manifest import FileEntry
+from ..names import sort_key
 from .source import SourceFile
 
 __all__ = ["Plan", "plan_transfer"]
@@ -55,5 +56,5 @@ def plan_transfer(
             keep.append(old)
         else:
             send.append(file)
-    delete = sorted(there.keys() - files.keys())
+    delete = sorted(there.keys() - files.keys(), key=sort_key)
     return Plan(tuple(send), tuple(check), tuple(keep), tuple(delete))

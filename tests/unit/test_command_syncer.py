@@ -598,6 +598,8 @@ class Fifo:
         return self._file.read(size)
 
     def close(self) -> None:
+        # A reader that a failed test left waiting would keep the whole run from ending.
+        os.close(os.open(self.path, os.O_RDWR | os.O_NONBLOCK))
         if self._file:
             self._file.close()
 

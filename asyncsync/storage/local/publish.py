@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
 from ...errors import BusyError, ClashError, ConflictError, IntegrityError, quote_some
-from ...manifest import Manifest
+from ...manifest import FileEntry, Manifest
 from ...names import LOCK, MANIFEST, NEXT, holder_name, is_ours, sort_key
 from ..trees import Block, Durability, Intent, NewFile
 from .fs import (
@@ -133,6 +133,7 @@ class Attempt:
             for path, file in manifest.files.items()
             if path not in self.stage.written
             and (path not in kept or kept[path].digest != file.digest)
+            and not (self.intent.in_place and _lies_there(self._root, file))
         ]
         if missing:
             raise IntegrityError(
@@ -218,11 +219,19 @@ class Attempt:
         return finish_next(self._root, self.place.where) and sealed
 
     def _refuse_clashes(self, manifest: Manifest) -> None:
-        """A path that we write must be free or ours; checked under the lock."""
-        ours = self.previous.files.keys() if self.previous else set[str]()
-        new = sorted(self.stage.written & manifest.files.keys() - ours, key=sort_key)
-        gone = ours - manifest.files.keys()
-        clashes = [path for path in new if _in_the_way(self._root, path, gone)]
+        """A path that we write must be free or ours; checked under the lock.
+
+        From the publishing on there is no way back: whatever could stop the moves is found here.
+        """
+        ours = set(self.previous.files) if self.previous else set[str]()
+        files = self.stage.written & manifest.files.keys()
+        clashes = [path for path in files if _in_the_way(self._root, path, ours, manifest)]
+        clashes += [
+            entry.path
+            for entry in manifest.directories
+            if _in_the_way(self._root, entry.path, ours, manifest, directory=True)
+        ]
+        clashes.sort(key=sort_key)
         if clashes:
             raise ClashError(
                 f"{self.place.where} holds files that asyncsync did not write: "
@@ -242,23 +251,45 @@ def conflict(where: str, there: str | None) -> ConflictError:
     )
 
 
-def _in_the_way(root: int, path: str, gone: set[str]) -> bool:
-    """Whether something that is not ours has the name `path`, or is a file above it."""
+def _lies_there(root: int, file: FileEntry) -> bool:
+    """Whether the caller can have found the file in its place, and kept it."""
+    if root < 0:
+        return False
+    try:
+        with opened(root, split(file.path)[0]) as directory:
+            found = os.stat(split(file.path)[1], dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == file.size_bytes
+
+
+def _in_the_way(
+    root: int, path: str, ours: set[str], manifest: Manifest, *, directory: bool = False
+) -> bool:
+    """Whether something that is not ours has the name `path`, or is no directory above it.
+
+    Args:
+        ours: files of the version that is replaced by `manifest`.
+        directory: an empty directory is to be there, not a file.
+    """
+    gone = ours - manifest.files.keys()
     parts = path.split("/")
     for depth in range(1, len(parts) + 1):
         above = "/".join(parts[:depth])
         try:
-            with opened(root, split(above)[0]) as directory:
-                found = os.stat(split(above)[1], dir_fd=directory, follow_symlinks=False)
+            with opened(root, split(above)[0]) as held:
+                mode = os.stat(split(above)[1], dir_fd=held, follow_symlinks=False).st_mode
         except FileNotFoundError:
             return False
         except OSError:  # a link or a file where we need a directory
             return True
         if above in gone:
             return False
-        if depth == len(parts):
-            return not (stat.S_ISDIR(found.st_mode) and _only_gone(root, above, gone))
-    return False
+        if not stat.S_ISDIR(mode) and (directory or depth < len(parts)):
+            return True
+    if stat.S_ISDIR(mode):
+        return not directory and not _only_gone(root, path, gone)
+    return path not in ours or not stat.S_ISREG(mode)
 
 
 def _only_gone(root: int, directory: str, gone: set[str]) -> bool:

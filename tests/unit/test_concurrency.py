@@ -1,0 +1,495 @@
+"""Threads, byte budgets and bounded groups: also cancelled, also twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import random
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncsync.concurrency import ByteBudget, Threads, each_bounded, quietly
+from asyncsync.errors import ConfigError, StalledError
+from asyncsync.testing import settle
+
+
+class Gate:
+    """A function for a thread that says when it has begun and ends when it may."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._error = error
+        self.begun = anyio.Event()
+        self.may_end = threading.Event()
+        self.ended = False
+
+    def __call__(self) -> str:
+        self._loop.call_soon_threadsafe(self.begun.set)
+        assert self.may_end.wait(10)
+        self.ended = True
+        if self._error is not None:
+            raise self._error
+        return "result"
+
+
+@pytest.fixture
+async def threads() -> AsyncIterator[Threads]:
+    made = Threads(1)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def reported() -> AsyncIterator[list[dict[str, Any]]]:
+    """What the loop would log."""
+    found: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: found.append(context))
+    yield found
+    loop.set_exception_handler(None)
+
+
+# ---------------------------------------------------------------- Threads
+
+
+async def test_a_function_runs_in_a_thread_and_its_result_comes_back(threads: Threads) -> None:
+    def function(*args: int) -> tuple[str, tuple[int, ...]]:
+        return threading.current_thread().name, args
+
+    name, args = await threads.run(function, 1, 2)
+
+    assert name.startswith("asyncsync")
+    assert args == (1, 2)
+
+
+async def test_an_exception_comes_back_as_it_is(threads: Threads) -> None:
+    error = OSError(5, "broken")
+
+    def function() -> None:
+        raise error
+
+    with pytest.raises(OSError, match="broken") as caught:
+        await threads.run(function)
+
+    assert caught.value is error
+
+
+async def test_no_more_functions_run_at_once_than_there_are_threads() -> None:
+    threads = Threads(2)
+    gates = [Gate() for _ in range(3)]
+    async with anyio.create_task_group() as group:
+        for gate in gates:
+            group.start_soon(threads.run, gate)
+        await gates[0].begun.wait()
+        await gates[1].begun.wait()
+        await settle()
+        begun = [gate.begun.is_set() for gate in gates]
+        for gate in gates:
+            gate.may_end.set()
+    threads.close()
+
+    assert begun == [True, True, False]
+
+
+async def test_a_cancelled_scope_is_left_only_after_the_function_has_ended(
+    threads: Threads,
+) -> None:
+    gate = Gate()
+    after: list[bool] = []
+
+    async def run() -> None:
+        try:
+            await threads.run(gate)
+        finally:
+            after.append(gate.ended)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        await gate.begun.wait()
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await settle()
+        still_there = not after
+        gate.may_end.set()
+
+    assert still_there
+    assert after == [True]
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+async def test_a_native_cancellation_however_often_waits_for_the_function(
+    threads: Threads, times: int
+) -> None:
+    gate = Gate()
+    task = asyncio.create_task(threads.run(gate))
+    await gate.begun.wait()
+    for _ in range(times):
+        task.cancel()
+        await settle()
+    was_done = task.done()
+    gate.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not was_done
+    assert gate.ended
+
+
+async def test_cancelled_before_it_begins_the_function_never_runs(threads: Threads) -> None:
+    gate = Gate()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await threads.run(gate)
+
+    assert scope.cancelled_caught
+    assert not gate.begun.is_set()
+
+
+@pytest.mark.parametrize("how", ["scope", "native"])
+async def test_an_error_that_only_a_cancelled_caller_could_hear_of_is_not_logged(
+    threads: Threads, reported: list[dict[str, Any]], how: str
+) -> None:
+    gate = Gate(OSError(5, "broken"))
+    scope = anyio.CancelScope()
+
+    async def run() -> None:
+        with scope:
+            await threads.run(gate)
+
+    task = asyncio.create_task(run())
+    await gate.begun.wait()
+    scope.cancel() if how == "scope" else task.cancel()
+    gate.may_end.set()
+    await asyncio.wait([task])
+    cancelled = scope.cancelled_caught or task.cancelled()
+    del task
+    gc.collect()
+    await settle()
+
+    assert cancelled
+    assert reported == []
+
+
+async def test_a_function_that_does_not_end_in_time_is_abandoned_by_name() -> None:
+    threads = Threads(1, stall_s=0.01)
+    gate = Gate()
+
+    def read_the_device() -> None:
+        gate()
+
+    with pytest.raises(StalledError, match=r"read_the_device has not ended within 0\.01 s"):
+        await threads.run(read_the_device)
+    gate.may_end.set()
+    threads.close()
+
+
+async def test_a_stalled_function_does_not_hold_a_cancelled_caller_for_ever() -> None:
+    threads = Threads(1, stall_s=0.01)
+    gate = Gate()
+    task = asyncio.create_task(threads.run(gate))
+    await gate.begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    ended = gate.ended
+    gate.may_end.set()
+    threads.close()
+
+    assert not ended
+
+
+async def test_the_error_of_an_abandoned_function_is_not_logged(
+    reported: list[dict[str, Any]],
+) -> None:
+    threads = Threads(1, stall_s=0.01)
+    gate = Gate(OSError(5, "broken"))
+    with pytest.raises(StalledError):
+        await threads.run(gate)
+    gate.may_end.set()
+    threads._pool.shutdown(wait=True)
+    await settle()
+    gc.collect()
+
+    assert gate.ended
+    assert reported == []
+
+
+async def test_closing_lets_running_work_end_and_refuses_what_waits(threads: Threads) -> None:
+    gate, never = Gate(), Gate()
+    running = asyncio.create_task(threads.run(gate))
+    await gate.begun.wait()
+    waiting = asyncio.create_task(threads.run(never))
+    await settle()
+    threads.close()
+    gate.may_end.set()
+
+    assert await running == "result"
+    with pytest.raises(ConfigError, match="closed"):  # not a cancellation, which a group swallows
+        await waiting
+    assert not never.begun.is_set()
+
+
+async def test_a_closed_pool_refuses_new_work_and_closes_again(threads: Threads) -> None:
+    threads.close()
+    threads.close()
+
+    with pytest.raises(ConfigError, match="closed"):
+        await threads.run(threading.get_ident)
+
+
+# ---------------------------------------------------------------- ByteBudget
+
+
+async def test_the_budget_is_never_exceeded_and_everybody_is_served() -> None:
+    sizes = random.Random(7)
+    budget = ByteBudget(100)
+    most = served = 0
+
+    async def borrow(size: int, turns: int) -> None:
+        nonlocal most, served
+        async with budget.borrow(size):
+            most = max(most, budget.used_bytes)
+            await settle(turns)
+        served += 1
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for _ in range(300):
+                group.start_soon(borrow, sizes.randint(0, 60), sizes.randint(0, 5))
+
+    assert served == 300
+    assert 60 < most <= 100
+    assert budget.used_bytes == 0
+
+
+async def test_more_than_the_whole_budget_is_lent_to_one_alone() -> None:
+    budget = ByteBudget(100)
+    seen: list[int] = []
+
+    async def borrow(size: int) -> None:
+        async with budget.borrow(size):
+            seen.append(budget.used_bytes)
+            await settle(3)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for size in (40, 1000, 40, 1000):
+                group.start_soon(borrow, size)
+
+    assert seen == [40, 1000, 40, 1000]
+
+
+async def test_who_waits_for_much_is_not_overtaken_by_those_who_want_little() -> None:
+    budget = ByteBudget(100)
+    order: list[int] = []
+
+    async def borrow(size: int) -> None:
+        async with budget.borrow(size):
+            order.append(size)
+            await settle(2)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for size in (60, 90, 1, 2, 3):
+                group.start_soon(borrow, size)
+
+    assert order == [60, 90, 1, 2, 3]
+
+
+@pytest.mark.parametrize("cancellations", [1, 2])
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancelled_loan_is_given_back_to_who_waits(cancellations: int, turns: int) -> None:
+    budget = ByteBudget(100)
+    got_it = anyio.Event()
+
+    async def hold() -> None:
+        async with budget.borrow(100):
+            await anyio.sleep_forever()
+
+    async def wait() -> None:
+        async with budget.borrow(100):
+            got_it.set()
+
+    holder = asyncio.create_task(hold())
+    await settle()
+    waiter = asyncio.create_task(wait())
+    await settle()
+    for _ in range(cancellations):
+        holder.cancel()
+        await settle(turns)
+    with anyio.fail_after(10):
+        await got_it.wait()
+        await asyncio.wait([holder, waiter])
+
+    assert budget.used_bytes == 0
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_who_gives_up_waiting_holds_nothing_and_blocks_nobody(turns: int) -> None:
+    """Also when the loan is granted in the very moment of the cancellation."""
+    budget = ByteBudget(100)
+    release, got_it = anyio.Event(), anyio.Event()
+
+    async def hold() -> None:
+        async with budget.borrow(60):
+            await release.wait()
+
+    async def want(size: int, got: anyio.Event) -> None:
+        async with budget.borrow(size):
+            got.set()
+            await anyio.sleep_forever()
+
+    holder = asyncio.create_task(hold())
+    await settle()
+    first = asyncio.create_task(want(100, anyio.Event()))
+    second = asyncio.create_task(want(40, got_it))
+    await settle()
+    release.set()
+    await settle(turns)
+    first.cancel()
+    with anyio.fail_after(10):
+        await got_it.wait()
+    used = budget.used_bytes
+    second.cancel()
+    await asyncio.wait([holder, first, second])
+
+    assert used == 40
+    assert budget.used_bytes == 0
+
+
+# ---------------------------------------------------------------- each_bounded
+
+
+@pytest.mark.parametrize("limit", [1, 3, 50])
+async def test_every_item_is_acted_on_with_so_many_tasks_at_most(limit: int) -> None:
+    alive = most = 0
+    done: list[int] = []
+
+    async def action(item: int) -> None:
+        nonlocal alive, most
+        alive += 1
+        most = max(most, alive)
+        await settle(60 + item % 4)
+        alive -= 1
+        done.append(item)
+
+    await each_bounded(limit, range(20), action)
+
+    assert sorted(done) == list(range(20))
+    assert most == min(limit, 20)
+
+
+async def test_items_are_taken_only_when_there_is_room() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            taken.append(number)
+            yield number
+
+    async def action(item: int) -> None:
+        assert len(taken) <= item + 4  # three alive and one at the door
+        await settle(1)
+
+    await each_bounded(3, items(), action)
+
+    assert taken == list(range(10))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+async def test_no_item_starts_after_a_failure(limit: int) -> None:
+    failed = False
+    late: list[int] = []
+
+    async def action(item: int) -> None:
+        nonlocal failed
+        if failed:
+            late.append(item)
+        await settle(2)
+        if item == 4:
+            failed = True
+            raise OSError(item)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await each_bounded(limit, range(30), action)
+
+    assert late == []
+    assert caught.value.subgroup(OSError) is not None
+
+
+async def test_a_failure_cancels_the_others() -> None:
+    cancelled: list[int] = []
+
+    async def action(item: int) -> None:
+        if item == 2:
+            raise OSError
+        try:
+            await anyio.sleep_forever()
+        except asyncio.CancelledError:
+            cancelled.append(item)
+            raise
+
+    with anyio.fail_after(10), pytest.raises(ExceptionGroup):
+        await each_bounded(3, range(9), action)
+
+    assert sorted(cancelled) == [0, 1]
+
+
+async def test_no_items_are_no_work() -> None:
+    await each_bounded(1, [], settle)
+
+
+# ---------------------------------------------------------------- quietly
+
+
+async def test_cleanup_runs_although_its_task_is_cancelled() -> None:
+    cleaned = False
+
+    async def cleanup() -> None:
+        nonlocal cleaned
+        await settle(3)
+        cleaned = True
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await quietly(cleanup)
+
+    assert cleaned
+
+
+async def test_an_error_of_the_cleanup_does_not_replace_the_one_at_hand() -> None:
+    async def cleanup() -> None:
+        raise OSError("while cleaning up")
+
+    async def work() -> None:
+        try:
+            int("no number")
+        except ValueError:
+            await quietly(cleanup)
+            raise
+
+    with pytest.raises(ValueError, match="no number"):
+        await work()
+
+
+async def test_cleanup_that_hangs_is_given_up_after_its_grace() -> None:
+    with anyio.fail_after(10):
+        await quietly(anyio.sleep_forever, grace_s=0.01)
+
+
+async def test_cleanup_sees_the_context_of_its_caller() -> None:
+    variable = contextvars.ContextVar("variable", default="unset")
+    seen: list[str] = []
+
+    async def cleanup() -> None:
+        seen.append(variable.get())
+
+    variable.set("set")
+    await quietly(cleanup)
+
+    assert seen == ["set"]
