@@ -1,14 +1,14 @@
 """How Sphinx builds these pages."""
 
-import tomllib
+import re
 from pathlib import Path
 
-metadata = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))
+_version = Path(__file__).parent.parent / "asyncsync" / "version.py"
 
 project = "asyncsync"
 author = "The asyncsync developers"
 project_copyright = author
-release = version = metadata["project"]["version"]
+release = version = re.findall(r'__version__ = "(.+)"', _version.read_text("utf-8"))[0]
 
 extensions = ["myst_parser", "sphinxcontrib.mermaid"]
 exclude_patterns = ["_build"]

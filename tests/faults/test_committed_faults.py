@@ -18,8 +18,8 @@ from asyncsync.errors import (
 )
 from asyncsync.manifest import Header, Manifest
 from asyncsync.names import MANIFEST, new_attempt
-from asyncsync.storage.committed import CommittedTrees, writer
 from asyncsync.storage import ObjectStore
+from asyncsync.storage.committed import CommittedTrees, writer
 from asyncsync.storage.memory import MemoryObjects
 from asyncsync.storage.objects import Capabilities
 from asyncsync.storage.retrying import Backoff

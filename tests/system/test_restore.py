@@ -45,9 +45,7 @@ async def _names(location: Path) -> list[str]:
 # ---------------------------------------------------------------- which is the newest
 
 
-async def test_commits_are_ordered_by_the_number_of_their_step(
-    tmp_path: Path, store: Path
-) -> None:
+async def test_commits_are_ordered_by_the_number_of_their_step(tmp_path: Path, store: Path) -> None:
     for step in (10, 9, 100):
         await _commit(tmp_path, store / f"ckpt_{step}")
     newest = await asyncsync.latest(store)

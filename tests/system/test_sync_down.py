@@ -267,13 +267,14 @@ async def test_what_the_user_put_in_the_place_of_a_restored_file_is_refused(
     outside = make(tmp_path / "outside", {"a": b"mine", "b": b"two", "e/c": b"mine"})
     await asyncsync.sync_down(commit, back)
     name = "d/b" if "above" in swap else "a"
-    os.rename(back / name.split("/")[0], tmp_path / "moved")
-    {
+    os.rename(back / name.split("/", maxsplit=1)[0], tmp_path / "moved")
+    swaps: dict[str, Callable[[], object]] = {
         "a link for a file": lambda: os.symlink(outside / "a", back / "a"),
         "a directory for a file": lambda: make(back / "a", {"mine": b"mine"}),
         "a link above": lambda: os.symlink(outside, back / "d"),
         "a file above": lambda: make(back, {"d": b"mine"}),
-    }[swap]()
+    }
+    swaps[swap]()
     if stale:
         await _replace(source, commit, {"other": b""}, name)
     else:
@@ -355,9 +356,7 @@ async def test_a_second_part_of_the_same_commit_joins_the_first(commit: str, bac
     assert third.identity == (await asyncsync.verify(commit)).identity
 
 
-async def test_a_part_of_another_commit_is_refused(
-    source: Path, commit: str, back: Path
-) -> None:
+async def test_a_part_of_another_commit_is_refused(source: Path, commit: str, back: Path) -> None:
     await asyncsync.sync_down(commit, back, include=["d/"])
     await _replace(source, commit, {"a": b"newer"})
     before = disk(back)
@@ -572,7 +571,9 @@ async def test_a_reader_of_a_tree_that_is_replaced_gets_one_version_whole(
     source = make(tmp_path / "source", TREE)
     await asyncsync.sync_up(source, f"{place}/tree", kind=kind)
     make(source, NEWER)
-    pending = [lambda: asyncsync.sync_up(source, f"{place}/tree", replace=True)]
+    pending: list[Callable[[], Awaitable[object]]] = [
+        lambda: asyncsync.sync_up(source, f"{place}/tree", replace=True)
+    ]
     method = "read" if moment == "second read" else "read_many"
     inner = getattr(CommittedSource, method)
 

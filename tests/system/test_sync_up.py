@@ -98,7 +98,10 @@ async def test_modes_and_times_of_files_come_back(source: Path, place: str, tmp_
     await asyncsync.sync_up(source, f"{place}/ckpt_7")
     await asyncsync.sync_down(f"{place}/ckpt_7", tmp_path / "back")
 
-    modes = {p: stat.S_IMODE((tmp_path / "back" / p).stat().st_mode) for p in ("a", "d/b", "hollow/inner")}
+    modes = {
+        p: stat.S_IMODE((tmp_path / "back" / p).stat().st_mode)
+        for p in ("a", "d/b", "hollow/inner")
+    }
     assert modes == {"a": 0o751, "d/b": 0o400, "hollow/inner": 0o750}
     assert (tmp_path / "back/a").stat().st_mtime_ns == 1_234_567_890_123_456_789
 
@@ -464,9 +467,7 @@ async def test_the_manifest_of_a_restored_source_is_never_sent(
     assert copy.files == FILES
 
 
-async def test_a_source_whose_restore_never_finished_is_refused(
-    source: Path, target: Path
-) -> None:
+async def test_a_source_whose_restore_never_finished_is_refused(source: Path, target: Path) -> None:
     make(source, {".asyncsync-next/a": b"staged"})
     async with ticking() as clock, StorageSyncer(clock=clock) as syncer:
         with pytest.raises(BusyError, match="sync down"):
@@ -799,9 +800,7 @@ async def test_a_target_that_stays_busy_is_reported_with_its_process(
     assert content(target) == TREE
 
 
-async def test_an_upload_while_it_is_deleted_ends_whole_or_gone(
-    source: Path, target: Path
-) -> None:
+async def test_an_upload_while_it_is_deleted_ends_whole_or_gone(source: Path, target: Path) -> None:
     await asyncsync.sync_up(source, target, kind="rolling")
     make(source, {"a": b"2"})
     async with ticking() as clock, StorageSyncer(clock=clock) as syncer:
@@ -816,9 +815,7 @@ async def test_an_upload_while_it_is_deleted_ends_whole_or_gone(
 # ---------------------------------------------------------------- a dry run, and settings
 
 
-async def test_a_plan_says_what_would_happen_and_writes_nothing(
-    source: Path, target: Path
-) -> None:
+async def test_a_plan_says_what_would_happen_and_writes_nothing(source: Path, target: Path) -> None:
     await asyncsync.sync_up(source, target, kind="rolling")
     make(source, {"a": b"2", "new": b"n"})
     os.unlink(source / "d/b")
@@ -851,9 +848,8 @@ async def test_a_closed_syncer_says_so(source: Path, target: Path) -> None:
 
 async def test_a_bandwidth_limit_slows_a_sync_down(source: Path, target: Path) -> None:
     make(source, {f"part_{number}": bytes(300_000) for number in range(5)})
-    async with ticking() as clock:
-        async with StorageSyncer(bwlimit=300_000, clock=clock) as syncer:
-            receipt = await syncer.sync_up(source, target)
+    async with ticking() as clock, StorageSyncer(bwlimit=300_000, clock=clock) as syncer:
+        receipt = await syncer.sync_up(source, target)
 
     # One second's worth is there from the beginning; of the six, one may leave a debt.
     assert 4 <= receipt.seconds < 10

@@ -87,7 +87,9 @@ def temporary(directory: Path) -> list[str]:
 class Events(list[Event]):
     """An observer that remembers, and may act on the first event of a kind."""
 
-    def __init__(self, act: Callable[[], object] | None = None, *, on: type[object] = Moved) -> None:
+    def __init__(
+        self, act: Callable[[], object] | None = None, *, on: type[object] = Moved
+    ) -> None:
         super().__init__()
         self._act, self._on = act, on
 
