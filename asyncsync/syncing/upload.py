@@ -14,6 +14,7 @@ from ..digest import digest
 from ..errors import (
     BusyError,
     ConflictError,
+    IntegrityError,
     NotFoundError,
     RefusedError,
     SourceChangedError,
@@ -374,9 +375,8 @@ class Upload:
             files=tuple(file.new for file in found.plan.send),
         )
         async with self._store.begin(self._tree, intent) as writer:
-            rounds = await self._until_still(source, found, writer)
-            manifest = self._manifest(found, attempt)
-            durability = await writer.commit(manifest)
+            rounds = await self._until_still(source, found, writer, found.plan.send)
+            manifest, durability = await self._commit(source, found, writer, attempt)
         if found.kind == "rolling":
             await self._remember(found)
         self._observe(
@@ -388,13 +388,34 @@ class Upload:
         )
         return self._receipt(manifest, found, durability, rounds)
 
-    async def _until_still(self, source: Directory, found: _Found, writer: TreeWriter) -> int:
+    async def _commit(
+        self, source: Directory, found: _Found, writer: TreeWriter, attempt: str
+    ) -> tuple[Manifest, Durability]:
+        manifest = self._manifest(found, attempt)
+        try:
+            return manifest, await writer.commit(manifest)
+        except IntegrityError as exc:
+            missing = tuple(found.scan.files[p] for p in exc.paths if p in found.scan.files)
+            if not missing:
+                raise
+        # What its manifest says that the target holds is not there, or not whole: send it, too.
+        found.plan = replace(found.plan, send=(*found.plan.send, *missing))
+        await self._until_still(source, found, writer, missing)
+        manifest = self._manifest(found, attempt)
+        return manifest, await writer.commit(manifest)
+
+    async def _until_still(
+        self,
+        source: Directory,
+        found: _Found,
+        writer: TreeWriter,
+        send: tuple[SourceFile, ...],
+    ) -> int:
         """Send, look again, and send again what changed; return the number of rounds.
 
         Raises:
             SourceChangedError: something changed in every round.
         """
-        send: tuple[SourceFile, ...] = found.plan.send
         for attempt in range(1, _ROUNDS + 1):
             outcome = await self._engine.send(send, source, writer, self._tally)
             found.entries.update(outcome.entries)

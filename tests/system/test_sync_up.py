@@ -870,3 +870,17 @@ async def test_foreign_files_at_a_new_target_are_kept_and_a_clash_is_refused(
 
     assert clean == {**TREE, "mine": b"mine"}
     assert content(target) == {"a": b"mine too", "mine": b"mine"}
+
+
+@pytest.mark.parametrize("kind", ["sealed", "rolling"])
+async def test_what_got_lost_at_the_target_is_sent_again_with_the_next_version(
+    source: Path, target: Path, kind: Kind
+) -> None:
+    await asyncsync.sync_up(source, target, kind=kind)
+    os.unlink(target / "a")
+    make(source, {"d/b": b"newer"})
+    receipt = await asyncsync.sync_up(source, target, replace=True)
+
+    assert receipt.sent_files == 2
+    assert content(target) == content(source)
+    assert (await asyncsync.verify(target)).ok

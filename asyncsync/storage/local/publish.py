@@ -127,13 +127,11 @@ class Attempt:
         return self._durability
 
     def _check_complete(self, manifest: Manifest) -> None:
-        kept = self.previous.files if self.previous else {}
         missing = [
             path
             for path, file in manifest.files.items()
             if path not in self.stage.written
-            and (path not in kept or kept[path].digest != file.digest)
-            and not (self.intent.in_place and _lies_there(self._root, file))
+            and not (self._may_stay(path, file) and _lies_there(self._root, file))
         ]
         if missing:
             raise IntegrityError(
@@ -141,6 +139,14 @@ class Attempt:
                 side="target",
                 paths=missing,
             )
+
+    def _may_stay(self, path: str, file: FileEntry) -> bool:
+        """Whether a file that was not written can be the one that is there.
+
+        In place, the caller may have found it there and compared it.
+        """
+        old = self.previous.files.get(path) if self.previous else None
+        return self.intent.in_place or (old is not None and old.digest == file.digest)
 
     def close(self) -> None:
         """Let go; what was not committed disappears."""
@@ -252,7 +258,7 @@ def conflict(where: str, there: str | None) -> ConflictError:
 
 
 def _lies_there(root: int, file: FileEntry) -> bool:
-    """Whether the caller can have found the file in its place, and kept it."""
+    """Whether a file of that size is in its place."""
     if root < 0:
         return False
     try:
