@@ -31,10 +31,9 @@ LONG_KEY = "/".join("k" * 250 for _ in range(4)) + "/" + "k" * 30
 
 
 def _files(names: list[str]) -> dict[str, bytes | None]:
-    """Each name as a file, and, where that makes it no deeper than 64, as a directory too."""
-
+    """Each name as that of a file, and of a directory."""
     files: dict[str, bytes | None] = {name: os.fsencode(name) for name in names}
-    return files
+    return files | {f"in/{name}/x": b"in " + os.fsencode(name) for name in names if "/" not in name}
 
 
 @pytest.fixture(params=["file", "memory"])
