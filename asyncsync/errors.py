@@ -230,6 +230,7 @@ _BY_ERRNO: dict[int, type[AsyncSyncError]] = {
 _ADVICE: dict[int, str] = {
     errno.EACCES: "check its owner and mode",
     errno.EPERM: "check its owner, mode and attributes",
+    errno.ENOTDIR: "a part of that path is a file; name another place",
     errno.EROFS: "mount it writable or choose another place",
     errno.ENOSPC: "free space or inodes, then run it again",
     errno.EDQUOT: "free some of the quota, then run it again",

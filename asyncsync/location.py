@@ -93,8 +93,13 @@ class Location:
 
 
 def _absolute(path: str) -> str:
+    expanded = os.path.expanduser(path)
+    if expanded == path and path.partition("/")[0] == "~":
+        raise ConfigError(
+            f"{quote(path)} means nothing: this user has no home; set HOME or write the whole path"
+        )
     try:
-        return os.path.abspath(os.path.expanduser(path))  # lexical: no symlink is followed here
+        return os.path.abspath(expanded)  # lexical: no symlink is followed here
     except FileNotFoundError:
         raise ConfigError(
             "the current directory does not exist any more, so a relative path means nothing; "

@@ -212,10 +212,11 @@ class Download:
         return previous
 
     def _refuse_file(self, cause: NotFoundError) -> None:
-        if os.path.lexists(self._request.local) and not os.path.isdir(self._request.local):
-            raise ConfigError(
-                f"target {quote(self._request.local)} is a file; name a directory"
-            ) from cause
+        there = self._request.local
+        while not os.path.lexists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there):
+            raise ConfigError(f"target {quote(there)} is a file; name a directory") from cause
 
     def _with_earlier(
         self, whole: Manifest, wanted: tuple[Entry, ...], previous: Manifest | None

@@ -178,7 +178,7 @@ class StorageSyncer:
             links=links,
             step=step,
         )
-        told = observe or self._observe
+        told = self._observe if observe is None else observe
         async with self._store(request.remote, told) as (store, tree):
             await self._check_overlap(request.local, request.remote)
             told(Started(direction="up", source=request.local, target=str(request.remote)))
@@ -241,7 +241,7 @@ class StorageSyncer:
             ClashError: files of the user's own are in the way; nothing was written.
         """
         request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
-        told = observe or self._observe
+        told = self._observe if observe is None else observe
         async with self._store(request.remote, told) as (store, tree):
             await self._check_overlap(request.local, request.remote)
             told(Started(direction="down", source=str(request.remote), target=request.local))
@@ -284,7 +284,7 @@ class StorageSyncer:
             NotFoundError, NotCommittedError: there is nothing to delete.
         """
         remote = Location.parse(remote_dir)
-        told = observe or self._observe
+        told = self._observe if observe is None else observe
         async with self._store(remote, told) as (store, tree):
             told(Started(direction="delete", source=str(remote), target=str(remote)))
 
@@ -306,7 +306,7 @@ class StorageSyncer:
             IntegrityError: the manifest itself is damaged.
         """
         remote = Location.parse(remote_dir)
-        told = observe or self._observe
+        told = self._observe if observe is None else observe
         async with self._store(remote, told) as (store, tree):
             told(Started(direction="verify", source=str(remote), target=str(remote)))
 
@@ -406,7 +406,7 @@ class StorageSyncer:
             found = chosen
         if not found:
             raise NotFoundError(f"no commit at or below {quote(str(remote))}")
-        told = observe or self._observe
+        told = self._observe if observe is None else observe
         for commit, older in zip(found, [*found[1:], None], strict=True):
             try:
                 _refuse_damaged(commit)

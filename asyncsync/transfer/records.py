@@ -83,6 +83,8 @@ def _directory() -> str:
     if explicit := os.environ.get("ASYNCSYNC_CACHE_DIR"):
         return explicit
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):  # there is no home: nothing is remembered, least of all in ./~
+        base = os.devnull
     return os.path.join(base, "asyncsync", "records")
 
 

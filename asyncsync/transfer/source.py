@@ -28,7 +28,7 @@ from ..errors import (
     quote_some,
 )
 from ..manifest import DirectoryEntry, Kind
-from ..names import MANIFEST, check_path, is_ours, sort_key
+from ..names import MANIFEST, MAX_DEPTH, check_path, is_ours, sort_key
 from ..patterns import Selection
 from ..storage import Block, NewFile
 from ..storage.local import data_extents, open_beneath, read_at
@@ -38,6 +38,7 @@ __all__ = ["Directory", "Links", "Moving", "Piece", "Scan", "SourceFile"]
 Links = Literal["refuse", "follow"]
 _BATCH = 2_000
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 _GRANULE_NS = 20_000_000  # kernels stamp files with a clock that ticks every 1 to 10 ms
 _COARSE_GRANULE_NS = 2_000_000_000  # FAT and some network file systems keep whole seconds
 
@@ -199,7 +200,7 @@ class Directory:
         try:
             return self.open_file(file.path)
         except OSError as exc:
-            if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+            if exc.errno in _GONE:
                 raise Moving(file.path) from exc
             with os_errors("source", f"{self.path}/{file.path}"):
                 raise
@@ -345,11 +346,16 @@ class _Walk:
     ) -> Generator[None, None, None]:
         if self._selection.prunes(path):
             return
+        if path.count("/") >= MAX_DEPTH:  # nothing below can be kept, and the walk has an end
+            self._allowed(path)
+            return
         try:
+            below = open_beneath(parent, entry.name, _DIRECTORY)
+        except OSError as exc:
+            if exc.errno in _GONE:  # since the listing, as a file may be
+                return
             with os_errors("source", f"{self._tree.path}/{path}"):
-                below = open_beneath(parent, entry.name, _DIRECTORY)
-        except NotFoundError:
-            return  # gone since the listing, as a file may be
+                raise
         try:
             if _has_manifest(below):
                 if self._allowed(path):

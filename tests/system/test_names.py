@@ -15,7 +15,7 @@ from .trees import content, disk, make
 
 TEXT: dict[str, list[str]] = {
     "spaces": [" ", " before", "after ", "in  between", "\u00a0"],
-    "quotes": ["'", '"', "`", "it's \"so\"", "\\", "\\n", "$HOME", "-rf"],
+    "quotes": ["'", '"', "`", 'it\'s "so"', "\\", "\\n", "$HOME", "-rf"],
     "marks": ["#", "?", "%", "+", "&", ";", "=", "#?%+&;=", "%2e%2e%2f", "?version=1", "~", "*["],
     "newlines": ["\n", "a\nb", "\r\n", "\t", "\x01\x7f", "line\u2028end"],
     "dots": [".hidden", "...", "..two", "end.", "end..", ". ", "dir./x.", ".d/..x"],
@@ -73,14 +73,14 @@ async def test_names_that_are_not_utf_8_come_back_from_a_disk(tmp_path: Path) ->
 async def test_empty_directories_keep_such_names_too(
     names: list[str], place: str, tmp_path: Path
 ) -> None:
-    hollow: dict[str, bytes | None] = {name: None for name in names}
+    hollow: dict[str, bytes | None] = dict.fromkeys(names)
     await asyncsync.sync_up(make(tmp_path / "source", hollow), f"{place}/ckpt")
     await asyncsync.sync_down(f"{place}/ckpt", tmp_path / "back")
 
     assert content(tmp_path / "back") == hollow
 
 
-@pytest.mark.parametrize("name", [" a ", "it's \"so\"", "#?%+&;=", "a\nb", "...", "x" * 255, "~"])
+@pytest.mark.parametrize("name", [" a ", 'it\'s "so"', "#?%+&;=", "a\nb", "...", "x" * 255, "~"])
 async def test_a_tree_itself_may_have_such_a_name(name: str, place: str, tmp_path: Path) -> None:
     source = make(tmp_path / "source", {"a": b"1"})
     await asyncsync.sync_up(source, f"{place}/{name}")

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,7 @@ print(json.dumps({**dataclasses.asdict(receipt), "took": seconds, "peak": peak_k
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Iterator[Path]:
+def source(tmp_path: Path) -> Path:
     """100,000 files of 1 KiB in 100 directories, and a sparse file."""
     directory = tmp_path / "source"
     for number in range(SMALL_FILES):

@@ -20,12 +20,13 @@ def _file(root: int, file: NewFile, where: str) -> Iterator[int]:
     """Open a file where it is now: staged by a published update, or in its place."""
     flags = os.O_RDONLY | os.O_NONBLOCK
     fd = -1
-    for path in (f"{NEXT}/{file.path}", file.path):
-        try:
-            fd = open_beneath(root, path, flags)
-            break
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+    with os_errors("source", f"{where}/{file.path}"):
+        for path in (f"{NEXT}/{file.path}", file.path):
+            try:
+                fd = open_beneath(root, path, flags)
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                continue
     if fd < 0:
         raise IntegrityError(
             f"{quote(file.path)} is missing in {where}", side="source", paths=[file.path]
