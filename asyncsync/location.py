@@ -45,9 +45,11 @@ class Location:
         """
         if isinstance(text, Location):
             return text
-        text = os.fspath(text)
+        text = os.fsdecode(text)
         if not text or "\0" in text:
             raise ConfigError("a location is a path or a URL; this one is empty or holds a NUL")
+        if text.startswith("file:/") and not text.startswith("file://"):
+            text = "file://" + text.removeprefix("file:")  # RFC 8089 allows both
         match = _URL.fullmatch(text)
         if match is None:
             return cls("file", "", _absolute(text))
@@ -94,9 +96,10 @@ class Location:
 
 def _absolute(path: str) -> str:
     expanded = os.path.expanduser(path)
-    if expanded == path and path.partition("/")[0] == "~":
+    if expanded == path and path.startswith("~"):
         raise ConfigError(
-            f"{quote(path)} means nothing: this user has no home; set HOME or write the whole path"
+            f"{quote(path)} means nothing: no such user or no home; set HOME or write the whole "
+            "path (./~ for a name that begins so)"
         )
     try:
         return os.path.abspath(expanded)  # lexical: no symlink is followed here

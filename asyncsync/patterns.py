@@ -30,6 +30,7 @@ class Selection:
     Args:
         exclude: patterns of what is left out.
         include: patterns of what takes part; empty means everything. Exclusion wins.
+        base: directory, ending in `/`, that the asked-for paths are in; patterns see it.
 
     Raises:
         ConfigError: a pattern is not valid gitignore syntax.
@@ -37,6 +38,7 @@ class Selection:
 
     exclude: Sequence[str] = ()
     include: Sequence[str] = ()
+    base: str = ""
     _exclude: GitIgnoreSpec = field(init=False, repr=False, compare=False)
     _include: GitIgnoreSpec = field(init=False, repr=False, compare=False)
 
@@ -46,8 +48,12 @@ class Selection:
         object.__setattr__(self, "_exclude", _compile(self.exclude))
         object.__setattr__(self, "_include", _compile(self.include))
 
-    def __reduce__(self) -> tuple[type[Selection], tuple[Sequence[str], Sequence[str]]]:
-        return Selection, (self.exclude, self.include)
+    def __reduce__(self) -> tuple[type[Selection], tuple[Sequence[str], Sequence[str], str]]:
+        return Selection, (self.exclude, self.include, self.base)
+
+    def below(self, directory: str) -> Selection:
+        """The same choice for a tree that lies at `directory` of this one."""
+        return Selection(self.exclude, self.include, f"{self.base}{directory}/")
 
     @property
     def everything(self) -> bool:
@@ -56,9 +62,10 @@ class Selection:
 
     def takes(self, path: str) -> bool:
         """Whether the file `path` takes part."""
-        if self.exclude and (self._exclude.match_file(path) or self._inside_excluded(path)):
+        full = self.base + path
+        if self.exclude and (self._exclude.match_file(full) or self._inside_excluded(full)):
             return False
-        return not self.include or self._include.match_file(path)
+        return not self.include or self._include.match_file(full)
 
     def takes_directory(self, path: str) -> bool:
         """Whether the empty directory `path` takes part."""
@@ -66,7 +73,7 @@ class Selection:
 
     def prunes(self, directory: str) -> bool:
         """Whether nothing below `directory` can take part, so that no one needs to look."""
-        return bool(self.exclude) and self._exclude.match_file(directory + "/")
+        return bool(self.exclude) and self._exclude.match_file(f"{self.base}{directory}/")
 
     def _inside_excluded(self, path: str) -> bool:
         # As in git, "!pattern" brings nothing back from inside a directory that is excluded;
@@ -74,7 +81,8 @@ class Selection:
         if not any(pattern.startswith("!") for pattern in self.exclude):
             return False
         parts = path.rstrip("/").split("/")
-        return any(self.prunes("/".join(parts[:n])) for n in range(1, len(parts)))
+        above = ("/".join(parts[:n]) + "/" for n in range(1, len(parts)))
+        return any(self._exclude.match_file(directory) for directory in above)
 
 
 def _patterns(kind: str, patterns: Sequence[str]) -> tuple[str, ...]:

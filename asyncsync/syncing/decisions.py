@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..errors import ConfigError, quote
 from ..location import Location
-from ..manifest import FileEntry, Kind, Manifest
+from ..manifest import FileEntry, Header, Kind, Manifest
 from ..storage import NewFile
 
 __all__ = ["LocalTree", "RestorePlan", "check_overlap", "may_replace", "plan_restore", "step_of"]
@@ -46,7 +46,7 @@ def check_overlap(local: str, remote: Location) -> None:
 
 
 def may_replace(
-    previous: Manifest, *, kind: Kind, origin: str | None, writer: str, replace: bool
+    previous: Manifest, *, kind: Kind, origin: Header | None, writer: str, replace: bool
 ) -> bool:
     """Whether a changed source may take the place of the commit at the target.
 
@@ -56,7 +56,8 @@ def may_replace(
     Args:
         previous: the commit at the target.
         kind: of the new version.
-        origin: identity in the source's own root manifest: what it was restored from.
+        origin: header of the source's own root manifest: what it was restored from. A restored
+            part never takes the place of the whole.
         writer: who is writing.
         replace: the caller said so.
     """
@@ -64,7 +65,10 @@ def may_replace(
         return True
     if kind == "sealed" or previous.header.kind == "sealed":
         return False
-    return previous.header.writer == writer or previous.identity == origin
+    if origin is not None and origin.part_of is not None:
+        return False
+    restored = origin is not None and origin.identity == previous.identity
+    return restored or previous.header.writer == writer
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from ..errors import (
     quote,
     quote_some,
 )
-from ..events import Committed, Observer, Planned, ignore
+from ..events import Committed, Observer, Planned, Skipped, ignore
 from ..location import Location
 from ..manifest import DirectoryEntry, Entry, FileEntry, Header, Manifest
 from ..names import NEXT, new_attempt
@@ -368,7 +368,7 @@ class Download:
         )
 
     async def _nested(self, decided: _Decided) -> list[Receipt]:
-        """Fetch the commits inside, too. One that is gone by now is not missed."""
+        """Fetch the commits inside, too, by the same patterns; one that is gone is named."""
         receipts = list[Receipt]()
         for entry in decided.whole.nested if decided.whole else ():
             if not self._request.selection.takes_directory(entry.path):
@@ -378,7 +378,7 @@ class Download:
                     self._request,
                     remote=self._request.remote / entry.path,
                     local=f"{self._request.local}/{entry.path}",
-                    selection=Selection(),
+                    selection=self._request.selection.below(entry.path),
                 ),
                 self._store,
                 f"{self._tree}/{entry.path}".lstrip("/"),
@@ -391,7 +391,7 @@ class Download:
             try:
                 receipts.append(await child.run())
             except NotFoundError:
-                continue
+                self._observe(Skipped(path=entry.path, reason="this commit inside is gone"))
         return receipts
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import operator
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, get_args
 
 import anyio
 import msgspec
@@ -16,6 +18,7 @@ from ..clock import Clock, SystemClock
 from ..concurrency import Threads
 from ..errors import (
     AsyncSyncError,
+    BusyError,
     ConfigError,
     ConflictError,
     DeadlineError,
@@ -25,7 +28,7 @@ from ..errors import (
     quote,
     quote_some,
 )
-from ..events import FellBack, Kept, Observer, Started, ignore
+from ..events import FellBack, Kept, Observer, Skipped, Started, ignore
 from ..location import Location
 from ..manifest import Kind
 from ..names import new_attempt
@@ -46,6 +49,7 @@ T = TypeVar("T")
 _TOOL = f"asyncsync {__version__}"
 _REREADS = 3
 _LAYOUT_VERSION = 1
+_MAX_STEP = 10**18  # what a name may end in, too
 
 
 class _Root(msgspec.Struct, frozen=True, rename={"layout": "asyncsync_root"}):
@@ -114,6 +118,8 @@ class StorageSyncer:
         limit = self._settings.bwlimit
         self._rate = Rate(limit, self._clock) if limit is not None else None
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._active = 0
 
     def __reduce__(self) -> tuple[Callable[..., StorageSyncer], tuple[_Settings]]:
         return _unpickle, (self._settings,)
@@ -169,14 +175,8 @@ class StorageSyncer:
             DeadlineError: `sync_timeout` is over.
             AsyncSyncError: another failure; its class says what to do.
         """
-        request = Request(
-            local=_local(local_dir),
-            remote=Location.parse(remote_dir),
-            selection=Selection(exclude, include),
-            kind=kind,
-            replace=replace,
-            links=links,
-            step=step,
+        request = _upload_request(
+            local_dir, remote_dir, Selection(exclude, include), kind, links, replace, step
         )
         told = self._observe if observe is None else observe
         async with self._store(request.remote, told) as (store, tree):
@@ -189,7 +189,7 @@ class StorageSyncer:
                 except ConflictError:
                     # Somebody committed after we had looked: whether that is a conflict or the
                     # same content is for a second look to say.
-                    return await self._upload(request, store, tree, told).run()
+                    return await self._second(request, store, tree, told)
 
             return await self._bounded("sync up", request.remote, attempt, told)
 
@@ -205,13 +205,8 @@ class StorageSyncer:
         links: Links = "refuse",
     ) -> SyncPlan:
         """What `sync_up` would do, without doing it. Raises what it would raise before it moves."""
-        request = Request(
-            local=_local(local_dir),
-            remote=Location.parse(remote_dir),
-            selection=Selection(exclude, include),
-            kind=kind,
-            replace=replace,
-            links=links,
+        request = _upload_request(
+            local_dir, remote_dir, Selection(exclude, include), kind, links, replace, None
         )
         async with self._store(request.remote, self._observe) as (store, tree):
             await self._check_overlap(request.local, request.remote)
@@ -326,6 +321,11 @@ class StorageSyncer:
         async with store.open(tree, manifest) as reader:
             source = Inspected(reader, quote(str(remote)))
             await self._engine.check(tuple(manifest.files.values()), source, Tally(observe))
+        for entry in manifest.nested:
+            try:
+                await store.read_header(f"{tree}/{entry.path}".lstrip("/"))
+            except NotFoundError:
+                observe(Skipped(path=entry.path, reason="this commit inside is gone"))
         return VerifyReport(
             location=str(remote),
             identity=manifest.identity,
@@ -456,17 +456,26 @@ class StorageSyncer:
     ) -> AsyncIterator[tuple[TreeStore, str]]:
         if self._closed:
             raise ConfigError("this StorageSyncer is closed; open a new one")
-        store, tree = open_trees(location, threads=self._threads, clock=self._clock)
-        yield (
-            equip_trees(
-                store,
-                backoff=Backoff(),
-                clock=self._clock,
-                rate=self._rate,
-                observe=observe,
-            ),
-            tree,
-        )
+        loop = asyncio.get_running_loop()
+        if self._active and loop is not self._loop:
+            raise ConfigError(
+                "this StorageSyncer is at work in another event loop; make one for each loop"
+            )
+        self._loop, self._active = loop, self._active + 1
+        try:
+            store, tree = open_trees(location, threads=self._threads, clock=self._clock)
+            yield (
+                equip_trees(
+                    store,
+                    backoff=Backoff(),
+                    clock=self._clock,
+                    rate=self._rate,
+                    observe=observe,
+                ),
+                tree,
+            )
+        finally:
+            self._active -= 1
 
     async def _bounded(
         self,
@@ -496,6 +505,20 @@ class StorageSyncer:
             observe=observe,
             tool=_TOOL,
         )
+
+    async def _second(
+        self, request: Request, store: TreeStore, tree: str, observe: Observer
+    ) -> Receipt:
+        try:
+            return await self._upload(request, store, tree, observe).run()
+        except ConflictError as exc:
+            if not request.replace:
+                raise
+            raise BusyError(
+                f"{quote(str(request.remote))} is being written by others again and again; "
+                "try later",
+                side="target",
+            ) from exc
 
     def _download(
         self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer
@@ -556,6 +579,46 @@ def _unpickle(settings: _Settings) -> StorageSyncer:
         bwlimit=settings.bwlimit,
         sync_timeout=settings.sync_timeout,
     )
+
+
+def _upload_request(
+    local_dir: Path,
+    remote_dir: Path,
+    selection: Selection,
+    kind: Kind | None,
+    links: Links,
+    replace: bool,
+    step: int | None,
+) -> Request:
+    """The request, checked: what cannot be written down, or read again, is refused here."""
+    if kind not in (None, *get_args(Kind)):
+        raise ConfigError(f"kind is 'sealed', 'rolling' or None, not {kind!r}")
+    if links not in get_args(Links):
+        raise ConfigError(f"links is 'refuse' or 'follow', not {links!r}")
+    if not isinstance(replace, bool):
+        raise ConfigError(f"replace is True or False, not {replace!r}")
+    return Request(
+        local=_local(local_dir),
+        remote=Location.parse(remote_dir),
+        selection=selection,
+        kind=kind,
+        replace=replace,
+        links=links,
+        step=_step(step),
+    )
+
+
+def _step(step: int | None) -> int | None:
+    """A training step as a plain int; integers of other libraries count."""
+    if step is None:
+        return None
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if isinstance(step, bool) or not 0 <= number < _MAX_STEP:
+        raise ConfigError(f"step is a whole number from 0 to {_MAX_STEP - 1}, not {step!r}")
+    return number
 
 
 def _local(path: Path) -> str:

@@ -196,15 +196,15 @@ class Upload:
         except NotFoundError:
             return None
 
-    async def _origin(self) -> str | None:
-        """Identity of what the source was restored from: its own root manifest, if it has one."""
+    async def _origin(self) -> Header | None:
+        """What the source was restored from: the header of its own root manifest, if it has one."""
         try:
             header = await LocalTrees("/", self._threads).read_header(
                 self._request.local.lstrip("/")
             )
         except NotFoundError:
             return None
-        return header.identity
+        return header
 
     async def _look(self, source: Directory, previous: Manifest | None, kind: Kind) -> _Found:
         nested = previous.nested if previous else await self._nested_there()
@@ -228,7 +228,7 @@ class Upload:
         scan = await source.scan(self._selection(kind), inside=inside)
         for path, reason in scan.left_out:
             self._observe(Skipped(path=path, reason=reason))
-        self._refuse_empty(scan, previous)
+        self._refuse_empty(scan, previous, kind)
         await self._settle(scan)
         known = await self._threads.run(self._records.load, scan.files)
         there = previous.files if previous else {}
@@ -258,9 +258,16 @@ class Upload:
         asked = self._request.selection
         if kind == "sealed":
             return asked
-        return Selection((*TEMPORARY_NAMES, *asked.exclude), asked.include)
+        return replace(asked, exclude=(*TEMPORARY_NAMES, *asked.exclude))
 
-    def _refuse_empty(self, scan: Scan, previous: Manifest | None) -> None:
+    def _refuse_empty(self, scan: Scan, previous: Manifest | None, kind: Kind) -> None:
+        patterns = self._request.selection
+        if kind == "sealed" and not patterns.everything and not (scan.files or scan.nested):
+            raise RefusedError(
+                f"the patterns select no file of {quote(self._request.local)}; nothing was "
+                "committed",
+                side="source",
+            )
         if previous is None or not previous.files or scan.files:
             return
         raise RefusedError(
@@ -306,7 +313,7 @@ class Upload:
 
     # -- deciding
 
-    def _check_conflict(self, found: _Found, origin: str | None) -> None:
+    def _check_conflict(self, found: _Found, origin: Header | None) -> None:
         previous, request = found.previous, self._request
         if previous is None or _is_unchanged(found):
             return
@@ -343,7 +350,7 @@ class Upload:
             request = Request(
                 local=f"{self._request.local}/{path}",
                 remote=self._request.remote / path,
-                selection=Selection(),
+                selection=self._request.selection.below(path),
                 replace=self._request.replace,
                 links=self._request.links,
             )

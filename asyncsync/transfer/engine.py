@@ -183,6 +183,10 @@ class Engine:
 
         with one_error():
             await each_bounded(self._bounds.max_files, batches(files), act)
+        done = outcome.entries.keys() | set(outcome.moving)
+        if left := [file.path for file in files if file.path not in done]:
+            # A task group takes a CancelledError from inside for the end of that task.
+            raise RuntimeError(f"a CancelledError was raised while {left[0]!r} was moved")
 
     async def _large(self, file: F, source: Source[F], use: _Use[F], outcome: Outcome) -> None:
         try:

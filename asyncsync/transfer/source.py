@@ -358,7 +358,8 @@ class _Walk:
                 raise
         try:
             if _has_manifest(below):
-                if self._allowed(path):
+                chosen = not self._selection.include or self._selection.takes_directory(path)
+                if chosen and self._allowed(path):
                     self._scan.nested.append(path)
             elif path not in self._inside:
                 yield from self.entries(below, path + "/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from asyncsync.storage.memory import memory_objects
 from asyncsync.syncing import StorageSyncer
 from asyncsync.syncing.download import Download
 from asyncsync.transfer import Committed as CommittedSource
+from asyncsync.units import MIB
 
 from .trees import Events, content, disk, make, temporary
 
@@ -515,6 +517,21 @@ async def test_a_large_file_is_verified_by_chunks(tmp_path: Path, back: Path) ->
     assert (back / "w").read_bytes() == (source / "w").read_bytes()
     with pytest.raises(IntegrityError, match="chunk 1"):
         await asyncsync.sync_down(tmp_path / "s/ckpt", tmp_path / "other")
+
+
+async def test_a_sparse_file_arrives_sparse_in_both_directions(tmp_path: Path, back: Path) -> None:
+    source = make(tmp_path / "source", {"sparse": b""})
+    with open(source / "sparse", "r+b") as file:
+        for offset in (0, CHUNK_BYTES - 5, 100 * MIB, 200 * MIB - 10):
+            file.seek(offset)
+            file.write(b"an island")
+        file.truncate(200 * MIB)
+    await asyncsync.sync_up(source, tmp_path / "s/ckpt")
+    await asyncsync.sync_down(tmp_path / "s/ckpt", back)
+
+    copies = [tmp_path / "s/ckpt/sparse", back / "sparse"]
+    assert all(filecmp.cmp(source / "sparse", copy, shallow=False) for copy in copies)
+    assert all(copy.stat().st_blocks * 512 < MIB for copy in copies)
 
 
 # ---------------------------------------------------------------- trees of other tools

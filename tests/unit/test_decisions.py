@@ -97,7 +97,7 @@ def commit(kind: Kind, writer: str) -> Manifest:
 
 def allowed(there: Kind, new: Kind, *, wrote_it: bool, restored_it: bool, replace: bool) -> bool:
     previous = commit(there, ME if wrote_it else OTHER)
-    origin = previous.identity if restored_it else digest(b"another commit")
+    origin = previous.header if restored_it else Header(identity=digest(b"another commit"))
     return may_replace(previous, kind=new, origin=origin, writer=ME, replace=replace)
 
 
@@ -120,6 +120,14 @@ def test_a_source_that_was_never_restored_knows_no_version() -> None:
     previous = commit("rolling", OTHER)
 
     assert not may_replace(previous, kind="rolling", origin=None, writer=ME, replace=False)
+
+
+def test_a_restored_part_never_takes_the_place_of_the_whole_whoever_wrote_it() -> None:
+    previous = commit("rolling", ME)
+    part = Header(identity=digest(b"part"), part_of=previous.identity)
+
+    assert not may_replace(previous, kind="rolling", origin=part, writer=ME, replace=False)
+    assert may_replace(previous, kind="rolling", origin=part, writer=ME, replace=True)
 
 
 # ---------------------------------------------------------------- restoring

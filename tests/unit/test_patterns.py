@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import pytest
 from hypothesis import given
@@ -120,8 +119,17 @@ def test_a_half_written_checkpoint_is_a_temporary_name() -> None:
 
 @pytest.mark.parametrize("kind", ["exclude", "include"])
 def test_one_string_is_refused_and_the_list_shown(kind: str) -> None:
+    given = ("*.tmp", ()) if kind == "exclude" else ((), "*.tmp")
     with pytest.raises(ConfigError, match=rf"{kind} takes a list of patterns.*\['\*\.tmp'\]"):
-        Selection(**{kind: cast("tuple[str, ...]", "*.tmp")})
+        Selection(*given)
+
+
+def test_a_tree_inside_is_chosen_from_by_the_same_patterns() -> None:
+    below = Selection(exclude=("c_1/big", "/log"), include=("c_1",)).below("c_1")
+
+    assert not below.takes("big")
+    assert below.takes("log")
+    assert not Selection(include=("c_1",)).below("c_2").takes("log")
 
 
 @pytest.mark.parametrize("pattern", ["!", "a\\"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from asyncsync.errors import (
 from asyncsync.manifest import DirectoryEntry, Kind
 from asyncsync.names import MANIFEST
 from asyncsync.patterns import Selection
+from asyncsync.storage.local import fs
 from asyncsync.transfer import Directory, Links, Scan, SourceFile, source
 from asyncsync.transfer.source import Moving, Piece
 
@@ -119,7 +120,7 @@ async def test_a_walk_sees_every_file_with_its_stamp(tree: Path, sealed: Directo
 
 async def test_names_come_in_the_order_of_their_bytes(tmp_path: Path, opening: Opener) -> None:
     names = ["\u00e9", "e\u0301", "a b", "a.b", "a", "Z", os.fsdecode(b"\xff")]
-    tree = _make(tmp_path / "names", {name: b"" for name in names})
+    tree = _make(tmp_path / "names", dict.fromkeys(names, b""))
     async with opening(tree) as directory:
         scan = await directory.scan(EVERYTHING)
 
@@ -201,7 +202,7 @@ def _link(path: Path) -> None:
     os.symlink("a", path)
 
 
-ODD = {"a symbolic link": _link, "a fifo": os.mkfifo}
+ODD: dict[str, Callable[[Path], object]] = {"a symbolic link": _link, "a fifo": os.mkfifo}
 
 
 @pytest.mark.parametrize("reason", ODD)
@@ -255,7 +256,7 @@ async def test_a_link_above_is_never_followed_by_a_read(tree: Path, sealed: Dire
 async def test_a_directory_that_vanishes_during_the_walk_is_like_a_file_that_does(
     tree: Path, sealed: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = source.open_beneath
+    inner = fs.open_beneath
 
     def vanishing(directory: int, path: str, flags: int, **options: bool) -> int:
         if path == "e":
@@ -267,6 +268,33 @@ async def test_a_directory_that_vanishes_during_the_walk_is_like_a_file_that_doe
     scan = await sealed.scan(EVERYTHING)
 
     assert list(scan.files) == ["a", "d/b"]
+
+
+async def test_a_directory_that_becomes_a_link_during_the_walk_is_not_entered(
+    tree: Path, sealed: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = fs.open_beneath
+
+    def relinking(directory: int, path: str, flags: int, **options: bool) -> int:
+        if path == "e":
+            os.rename(tree / "d/e", tree.parent / "moved")
+            os.symlink(tree.parent / "moved", tree / "d/e")
+        return inner(directory, path, flags, **options)
+
+    monkeypatch.setattr(source, "open_beneath", relinking)
+    scan = await sealed.scan(EVERYTHING)
+
+    assert list(scan.files) == ["a", "d/b"]
+
+
+async def test_a_deep_tree_is_refused_at_the_depth_that_is_too_much_and_not_entered(
+    tree: Path, sealed: Directory
+) -> None:
+    (tree / "/".join(["deep"] * 90)).mkdir(parents=True)
+    with pytest.raises(RefusedError, match="65 levels deep") as caught:
+        await sealed.scan(EVERYTHING)
+
+    assert caught.value.paths == ("/".join(["deep"] * 65),)
 
 
 @pytest.mark.parametrize("what", ["renamed", "replaced"])
@@ -281,7 +309,6 @@ async def test_a_tree_that_is_no_longer_there_is_not_an_empty_one(
         await sealed.scan(EVERYTHING)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes the kernel deny by patching the call")
 async def test_a_directory_that_cannot_be_read_is_named_whole(
     tree: Path, sealed: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,7 +376,7 @@ def _to_link(path: Path) -> None:
     os.symlink("real", path)
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[[Path], object]] = {
     "grown": lambda path: path.write_bytes(b"two and more"),
     "truncated": lambda path: os.truncate(path, 1),
     "rewritten in place, its time set back": _rewrite,
@@ -453,7 +480,7 @@ async def test_data_that_fills_a_hole_while_it_is_read_is_not_taken_for_a_hole(
 ) -> None:
     _sparse(tree / "sparse", 4 * MIB, {0: b"d" * MIB})
     file = await _seen(growing, "sparse")
-    inner = source.data_extents
+    inner = fs.data_extents
 
     def filled_meanwhile(fd: int, start: int, end: int) -> tuple[tuple[int, int], ...]:
         extents = inner(fd, start, end)

@@ -11,6 +11,7 @@ from ...errors import (
     AsyncSyncError,
     BusyError,
     ConflictError,
+    IntegrityError,
     NotCommittedError,
     NotFoundError,
     PreconditionError,
@@ -99,7 +100,7 @@ class CommittedTrees:
         self, tree: str, *, expect: str | None = None, uncommitted: bool = False
     ) -> Deleted:
         place = self._place(tree)
-        if await place.header() is None and await read_record(place) is None and not uncommitted:
+        if not uncommitted and await place.header() is None and await read_record(place) is None:
             raise await _absent(place)
         record = Record(kind="delete", attempt=new_attempt())
         async with _announced(place, record.attempt):
@@ -266,7 +267,7 @@ async def _absent(place: Place) -> AsyncSyncError:
 
 
 async def _delete(place: Place, lease: Lease, expect: str | None, *, uncommitted: bool) -> Deleted:
-    old = await place.manifest()
+    old = await _readable(place, uncommitted=uncommitted)
     swept = await _sweep(place, lease, old)
     if expect is not None and (old is None or old.manifest.identity != expect):
         raise conflict(place, old)
@@ -282,6 +283,16 @@ async def _delete(place: Place, lease: Lease, expect: str | None, *, uncommitted
         await _delete_manifest(place, old)
     await _remove(place, paths)
     return await _finished(place, lease, swept | paths)
+
+
+async def _readable(place: Place, *, uncommitted: bool) -> Found | None:
+    """The commit; None for one whose manifest is damaged, when its files are to go all the same."""
+    try:
+        return await place.manifest()
+    except IntegrityError:
+        if not uncommitted:
+            raise
+        return None
 
 
 async def _sweep(place: Place, lease: Lease, old: Found | None) -> frozenset[str]:
@@ -333,12 +344,16 @@ async def _listed(place: Place, manifest: Manifest) -> frozenset[str]:
     return frozenset(paths)
 
 
+def _is_mark(path: str) -> bool:
+    return path.rpartition("/")[2] in (MANIFEST, ATTEMPT)
+
+
 async def _everything(place: Place) -> frozenset[str]:
     """Every file that is there, and the marks of commits and attempts inside."""
     return frozenset(
         [
             path
             async for path, _ in place.scan()
-            if of_tree(path) or ("/" in path and path.rpartition("/")[2] in (MANIFEST, ATTEMPT))
+            if of_tree(path) or path == MANIFEST or ("/" in path and _is_mark(path))
         ]
     )

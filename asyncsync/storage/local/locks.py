@@ -34,7 +34,8 @@ class Lock:
             try:
                 if cls._lock(fd, what) and is_at(fd, directory, name):
                     os.ftruncate(fd, 0)
-                    os.pwrite(fd, str(os.getpid()).encode(), 0)
+                    with suppress(OSError):  # on a full disk the holder stays unnamed
+                        os.pwrite(fd, str(os.getpid()).encode(), 0)
                     return cls(directory, name, fd)
             except BaseException:
                 os.close(fd)

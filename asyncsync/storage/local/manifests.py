@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...errors import IntegrityError, NotCommittedError, NotFoundError, quote
+from ...errors import FormatError, IntegrityError, NotCommittedError, NotFoundError, quote
 from ...manifest import MAX_MANIFEST_BYTES, Header, Manifest, decode, encode, read_header
 from ...names import MANIFEST, NEXT, is_ours
 from ...units import MIB
@@ -82,8 +82,12 @@ def read_place(root: int, place: str, where: str) -> Manifest | None:
             return decode(lines)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except FormatError as exc:
+        raise FormatError(f"{where}: {exc}") from exc
     except IntegrityError as exc:
-        raise type(exc)(f"{where}: {exc}") from exc
+        raise IntegrityError(
+            f"{where}: {exc}; put a good copy in its place, or delete it as uncommitted"
+        ) from exc
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from .fs import data_extents, open_beneath, opened, read_at
 
 __all__ = ["list_files", "read_block", "read_whole"]
 
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+
 
 @contextmanager
 def _file(root: int, file: NewFile, where: str) -> Iterator[int]:
@@ -25,17 +28,19 @@ def _file(root: int, file: NewFile, where: str) -> Iterator[int]:
             try:
                 fd = open_beneath(root, path, flags)
                 break
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-    if fd < 0:
-        raise IntegrityError(
-            f"{quote(file.path)} is missing in {where}", side="source", paths=[file.path]
-        )
+            except OSError as exc:
+                if exc.errno not in _NO_FILE:
+                    raise
     try:
+        if fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise IntegrityError(
+                f"{quote(file.path)} is missing in {where}", side="source", paths=[file.path]
+            )
         with os_errors("source", f"{where}/{file.path}"):
             yield fd
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def read_block(root: int, file: NewFile, start: int, end: int, where: str) -> Block:
@@ -45,7 +50,7 @@ def read_block(root: int, file: NewFile, start: int, end: int, where: str) -> Bl
         if end == file.size_bytes < found.st_size:
             raise _short(file, found.st_size, where)
         extents = None
-        if stat.S_ISREG(found.st_mode) and found.st_blocks * 512 < found.st_size:
+        if found.st_blocks * 512 < found.st_size:
             extents = data_extents(fd, start, min(end, found.st_size))
             if not extents and found.st_size >= end:
                 return Block(bytes(end - start), ())

@@ -14,6 +14,7 @@ from ...concurrency import Threads
 from ...errors import (
     BusyError,
     ConfigError,
+    IntegrityError,
     NotCommittedError,
     NotFoundError,
     Side,
@@ -33,14 +34,22 @@ from ..trees import (
     TreeReader,
     TreeWriter,
 )
-from .fs import DIRECTORY, create_file, fsync_directory, opened, read_at, write_at
+from .fs import (
+    DIRECTORY,
+    create_file,
+    fsync_directory,
+    opened,
+    read_at,
+    remove_if_empty,
+    write_at,
+)
 from .locks import Lock
 from .manifests import current, current_header, is_commit, load
 from .place import Place, real_path
 from .probe import probe
 from .publish import Attempt, conflict, finish_next, tidy_root
 from .reader import list_files, read_block, read_whole
-from .trash import OLD, bury, foreign_files, holders, sweep
+from .trash import OLD, bury, foreign_files, holders, remove_owned, sweep
 
 __all__ = ["LocalTrees"]
 
@@ -331,17 +340,45 @@ def _bury(place: Place, root: int, expect: str | None, uncommitted: bool) -> Del
     lock = Lock.take(root, LOCK, place.where)
     try:
         finish_next(root, place.where)
-        found = load(root, place.where)
+        found, everything = _what_to_delete(place, root, uncommitted)
         _check_delete(place, root, found, expect, uncommitted)
-        for _ in foreign_files(root, place.where):
-            pass  # a damaged manifest further down is met here, before anything is gone
-        trash = holder_name(place.name, "trash", new_attempt())
-        os.mkdir(trash, 0o700, dir_fd=place.parent)
-        place.flush()  # what is not ours must not end up in a directory that a power cut takes away
-        removed, kept = bury(place.parent, place.name, trash, place.where, everything=found is None)
-        return Deleted(removed, tuple(kept))
+        return Deleted(*_remove(place, root, everything=everything))
     finally:
         lock.release()
+
+
+def _what_to_delete(place: Place, root: int, uncommitted: bool) -> tuple[Manifest | None, bool]:
+    """The commit, and whether all files go: without a usable manifest, if the user says so.
+
+    Raises:
+        IntegrityError: the manifest, or one further down, is damaged; nothing was deleted.
+    """
+    try:
+        found = load(root, place.where)
+        for _ in foreign_files(root, place.where):
+            pass  # a damaged manifest further down is met here, before anything is gone
+    except IntegrityError:
+        if not uncommitted:
+            raise
+        return None, True
+    return found, found is None
+
+
+def _remove(place: Place, root: int, *, everything: bool) -> tuple[int, tuple[str, ...]]:
+    trash = holder_name(place.name, "trash", new_attempt())
+    try:
+        os.mkdir(trash, 0o700, dir_fd=place.parent)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # No room for a holder: delete where it is, the manifest last, so that a delete that is
+        # interrupted can be repeated. Readers meanwhile hear of missing files.
+        removed, kept = remove_owned(root, place.where, everything=everything)
+        remove_if_empty(place.parent, place.name)
+        return removed, tuple(kept)
+    place.flush()  # what is not ours must not end up in a directory that a power cut takes away
+    removed, kept = bury(place.parent, place.name, trash, place.where, everything=everything)
+    return removed, tuple(kept)
 
 
 def _check_delete(

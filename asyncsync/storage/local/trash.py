@@ -54,7 +54,7 @@ def remove_owned(root: int, where: str, *, everything: bool = False) -> tuple[in
         them (none with `everything`).
     """
     removed, kept = 0, []
-    for path, owned, directory in _walk(root, "", set(), where):
+    for path, owned, directory in _walk(root, "", set(), where, manifests=not everything):
         if owned or everything:
             os.unlink(path.rpartition("/")[2], dir_fd=directory)
             removed += 1
@@ -64,9 +64,14 @@ def remove_owned(root: int, where: str, *, everything: bool = False) -> tuple[in
     return removed, kept
 
 
-def _walk(root: int, prefix: str, listed: set[str], where: str) -> Iterator[tuple[str, bool, int]]:
-    """Every file below with whether a manifest lists it and its open directory, children first."""
-    if is_commit(root):
+def _walk(
+    root: int, prefix: str, listed: set[str], where: str, *, manifests: bool = True
+) -> Iterator[tuple[str, bool, int]]:
+    """Every file below with whether a manifest lists it and its open directory, children first.
+
+    Without `manifests` none is read, so that trees with damaged ones can be removed.
+    """
+    if manifests and is_commit(root):
         manifest = load(root, where)
         listed = {prefix + path for path in manifest.files} if manifest else set()
     for name in sorted(os.listdir(root), key=sort_key):
@@ -76,7 +81,7 @@ def _walk(root: int, prefix: str, listed: set[str], where: str) -> Iterator[tupl
         if stat.S_ISDIR(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode):
             below = os.open(name, DIRECTORY, dir_fd=root)
             try:
-                yield from _walk(below, path + "/", listed, where)
+                yield from _walk(below, path + "/", listed, where, manifests=manifests)
             finally:
                 os.close(below)
         else:
