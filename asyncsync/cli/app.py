@@ -82,6 +82,9 @@ def main(argv: Sequence[str] | None = None, world: World | None = None) -> int:
         return _refuse(args, exc, world)
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except OSError as exc:  # --help or --version, to where nothing can be written
+        sys.stderr.write(f"asyncsync: error: cannot print: {exc.strerror}\n")
+        return 1
     if not isinstance(job, Job):  # --help or --version, which have printed
         return int(job or 0) if args else ConfigError.exit_code
     from .runner import run_job, this_process

@@ -483,6 +483,27 @@ async def test_a_full_disk_leaves_the_old_version_and_the_next_run_with_space_su
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("what", ["blocks", "inodes"])
+async def test_a_tree_can_be_deleted_from_a_full_disk(what: str, disk: Path) -> None:
+    base = str(disk)
+    await put_first(base)
+    _fill(disk, what)
+    with open_store(base) as store:
+        await store.delete(TREE)
+
+    assert await look(base) is None
+
+
+def _fill(disk: Path, what: str) -> None:
+    for number in range(10_000):
+        try:
+            (disk / f"fill-{number}").write_bytes(bytes(4096) if what == "blocks" else b"")
+        except OSError:
+            return
+    raise AssertionError("the disk never got full")
+
+
+@pytest.mark.root
 @pytest.mark.skipif(not os.path.exists("/dev/loop-control"), reason="no loop devices here")
 @pytest.mark.parametrize("name", ["new", "update", "replace"])
 async def test_a_disk_that_turns_read_only_halfway_recovers_when_it_is_writable_again(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, cast
@@ -181,3 +183,16 @@ def test_a_file_url_may_have_one_slash() -> None:
     from asyncsync.location import Location
 
     assert str(Location.parse("file:/a/b")) == "/a/b"
+
+
+def test_what_cannot_be_printed_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "asyncsync", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+
+    assert (run.returncode, run.stderr.count(b"\n")) == (1, 1)
+    assert b"cannot print" in run.stderr

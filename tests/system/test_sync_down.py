@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -522,15 +521,16 @@ async def test_a_large_file_is_verified_by_chunks(tmp_path: Path, back: Path) ->
 async def test_a_sparse_file_arrives_sparse_in_both_directions(tmp_path: Path, back: Path) -> None:
     source = make(tmp_path / "source", {"sparse": b""})
     with open(source / "sparse", "r+b") as file:
-        for offset in (0, CHUNK_BYTES - 5, 100 * MIB, 200 * MIB - 10):
+        for offset in (0, CHUNK_BYTES - 5, 40 * MIB, 80 * MIB - 10):
             file.seek(offset)
             file.write(b"an island")
-        file.truncate(200 * MIB)
+        file.truncate(80 * MIB)
     await asyncsync.sync_up(source, tmp_path / "s/ckpt")
     await asyncsync.sync_down(tmp_path / "s/ckpt", back)
 
     copies = [tmp_path / "s/ckpt/sparse", back / "sparse"]
-    assert all(filecmp.cmp(source / "sparse", copy, shallow=False) for copy in copies)
+    data = (source / "sparse").read_bytes()
+    assert all(copy.read_bytes() == data for copy in copies)
     assert all(copy.stat().st_blocks * 512 < MIB for copy in copies)
 
 

@@ -337,14 +337,25 @@ def _refuse_delete(place: Place) -> NoReturn:
 
 
 def _bury(place: Place, root: int, expect: str | None, uncommitted: bool) -> Deleted:
-    lock = Lock.take(root, LOCK, place.where)
+    lock = _lock_to_delete(place, root)
     try:
         finish_next(root, place.where)
         found, everything = _what_to_delete(place, root, uncommitted)
         _check_delete(place, root, found, expect, uncommitted)
         return Deleted(*_remove(place, root, everything=everything))
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
+
+
+def _lock_to_delete(place: Place, root: int) -> Lock | None:
+    """The tree's lock; None where there is no inode left for one, so that nobody can have it."""
+    try:
+        return Lock.take(root, LOCK, place.where)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return None
 
 
 def _what_to_delete(place: Place, root: int, uncommitted: bool) -> tuple[Manifest | None, bool]:
