@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from ..errors import BusyError, IntegrityError, NotFoundError
+from ..errors import BusyError, IntegrityError, NotFoundError, quote
 from ..location import Location
 from ..manifest import Header, Kind
 from ..storage import TreeCapabilities, TreeStore
 from .decisions import step_of
 
-__all__ = ["Commit", "ProbeReport", "VerifyReport", "find_commits"]
+__all__ = [
+    "Commit",
+    "ProbeReport",
+    "VerifyReport",
+    "candidates",
+    "damaged_error",
+    "find_commits",
+    "refuse_damaged",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,3 +128,34 @@ async def _each(store: TreeStore, location: Location, tree: str) -> AsyncIterato
             )
         except (NotFoundError, BusyError):
             continue  # deleted or replaced since the listing: not a commit at this moment
+
+
+def candidates(found: list[Commit], remote: Location) -> list[Commit]:
+    """Newest first: the commit itself if it is sealed, else what is below it, else itself.
+
+    A damaged one does not say which it is: then it comes before what is below.
+    """
+    here = [commit for commit in found if commit.location == str(remote)]
+    below = [c for c in found if c.location != str(remote) and c.part_of is None]
+    if here and here[0].damaged is not None:
+        return here + below
+    if here and (here[0].kind == "sealed" or not below):
+        return here
+    return below
+
+
+def refuse_damaged(commit: Commit) -> None:
+    if commit.damaged is not None:
+        raise IntegrityError(commit.damaged, side="source")
+
+
+def damaged_error(commit: Commit, reason: str, older: Sequence[Commit]) -> IntegrityError:
+    offer = (
+        f"the next older one is {quote(older[0].location)} (step {older[0].step}); fallback uses it"
+        if older
+        else "there is no older one"
+    )
+    return IntegrityError(
+        f"the newest commit, {quote(commit.location)}, is damaged: {reason}; {offer}",
+        side="source",
+    )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import operator
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar, get_args
+from typing import Self, TypeVar
 
 import anyio
 import msgspec
@@ -38,9 +37,18 @@ from ..transfer import Bounds, Engine, Inspected, Links, Tally
 from ..units import MIB
 from ..version import __version__
 from .base import Path, Receipt
-from .commits import Commit, ProbeReport, VerifyReport, find_commits
+from .commits import (
+    Commit,
+    ProbeReport,
+    VerifyReport,
+    candidates,
+    damaged_error,
+    find_commits,
+    refuse_damaged,
+)
 from .decisions import check_overlap
 from .download import Download, DownloadRequest
+from .requests import local_path, upload_request
 from .upload import Request, SyncPlan, Upload
 
 __all__ = ["StorageSyncer"]
@@ -49,7 +57,6 @@ T = TypeVar("T")
 _TOOL = f"asyncsync {__version__}"
 _REREADS = 3
 _LAYOUT_VERSION = 1
-_MAX_STEP = 10**18  # what a name may end in, too
 
 
 class _Root(msgspec.Struct, frozen=True, rename={"layout": "asyncsync_root"}):
@@ -175,7 +182,7 @@ class StorageSyncer:
             DeadlineError: `sync_timeout` is over.
             AsyncSyncError: another failure; its class says what to do.
         """
-        request = _upload_request(
+        request = upload_request(
             local_dir, remote_dir, Selection(exclude, include), kind, links, replace, step
         )
         told = self._observe if observe is None else observe
@@ -205,7 +212,7 @@ class StorageSyncer:
         links: Links = "refuse",
     ) -> SyncPlan:
         """What `sync_up` would do, without doing it. Raises what it would raise before it moves."""
-        request = _upload_request(
+        request = upload_request(
             local_dir, remote_dir, Selection(exclude, include), kind, links, replace, None
         )
         async with self._store(request.remote, self._observe) as (store, tree):
@@ -351,7 +358,7 @@ class StorageSyncer:
         """
         remote = Location.parse(remote_dir)
         try:
-            found = _candidates(await self._find(remote), remote)
+            found = candidates(await self._find(remote), remote)
         except NotFoundError:
             return None
         if not found:
@@ -364,8 +371,8 @@ class StorageSyncer:
                     manifest = await store.read_manifest(tree)
                     return Commit.of(location, manifest.header)
                 except IntegrityError as exc:
-                    raise _damaged(newest, str(exc), found[1:]) from exc
-        raise _damaged(newest, newest.damaged, found[1:])
+                    raise damaged_error(newest, str(exc), found[1:]) from exc
+        raise damaged_error(newest, newest.damaged, found[1:])
 
     async def _find(self, remote: Location) -> list[Commit]:
         async with self._store(remote, self._observe) as (store, tree):
@@ -394,7 +401,7 @@ class StorageSyncer:
             IntegrityError: it is damaged; names the next older one unless `fallback`.
         """
         remote = Location.parse(remote_dir)
-        found = _candidates(await self._find(remote), remote)
+        found = candidates(await self._find(remote), remote)
         if step is not None:
             chosen = [commit for commit in found if commit.step == step]
             if found and not chosen:
@@ -409,13 +416,13 @@ class StorageSyncer:
         told = self._observe if observe is None else observe
         for commit, older in zip(found, [*found[1:], None], strict=True):
             try:
-                _refuse_damaged(commit)
+                refuse_damaged(commit)
                 return await self.sync_down(
                     commit.location, local_dir, include=include, exclude=exclude, observe=told
                 )
             except IntegrityError as exc:
                 if not fallback or older is None:
-                    raise _damaged(commit, str(exc), found[found.index(commit) + 1 :]) from exc
+                    raise damaged_error(commit, str(exc), found[found.index(commit) + 1 :]) from exc
                 told(FellBack(damaged=commit.location, used=older.location, reason=str(exc)))
         raise AssertionError("unreachable: the loop returns or raises")
 
@@ -564,7 +571,7 @@ class StorageSyncer:
     ) -> DownloadRequest:
         return DownloadRequest(
             remote=Location.parse(remote_dir),
-            local=_local(local_dir),
+            local=local_path(local_dir),
             selection=Selection(exclude, include),
             allow_unverified=allow_unverified,
         )
@@ -578,85 +585,4 @@ def _unpickle(settings: _Settings) -> StorageSyncer:
         max_requests=bounds.max_requests,
         bwlimit=settings.bwlimit,
         sync_timeout=settings.sync_timeout,
-    )
-
-
-def _upload_request(
-    local_dir: Path,
-    remote_dir: Path,
-    selection: Selection,
-    kind: Kind | None,
-    links: Links,
-    replace: bool,
-    step: int | None,
-) -> Request:
-    """The request, checked: what cannot be written down, or read again, is refused here."""
-    if kind not in (None, *get_args(Kind)):
-        raise ConfigError(f"kind is 'sealed', 'rolling' or None, not {kind!r}")
-    if links not in get_args(Links):
-        raise ConfigError(f"links is 'refuse' or 'follow', not {links!r}")
-    if not isinstance(replace, bool):
-        raise ConfigError(f"replace is True or False, not {replace!r}")
-    return Request(
-        local=_local(local_dir),
-        remote=Location.parse(remote_dir),
-        selection=selection,
-        kind=kind,
-        replace=replace,
-        links=links,
-        step=_step(step),
-    )
-
-
-def _step(step: int | None) -> int | None:
-    """A training step as a plain int; integers of other libraries count."""
-    if step is None:
-        return None
-    try:
-        number = operator.index(step)
-    except TypeError:
-        number = -1
-    if isinstance(step, bool) or not 0 <= number < _MAX_STEP:
-        raise ConfigError(f"step is a whole number from 0 to {_MAX_STEP - 1}, not {step!r}")
-    return number
-
-
-def _local(path: Path) -> str:
-    location = Location.parse(os.fspath(path))
-    if location.scheme != "file":
-        raise ConfigError(
-            f"{quote(str(location))} must be a local directory; `up` goes from local to remote, "
-            "`down` from remote to local"
-        )
-    return location.path
-
-
-def _candidates(found: list[Commit], remote: Location) -> list[Commit]:
-    """Newest first: the commit itself if it is sealed, else what is below it, else itself.
-
-    A damaged one does not say which it is: then it comes before what is below.
-    """
-    here = [commit for commit in found if commit.location == str(remote)]
-    below = [c for c in found if c.location != str(remote) and c.part_of is None]
-    if here and here[0].damaged is not None:
-        return here + below
-    if here and (here[0].kind == "sealed" or not below):
-        return here
-    return below
-
-
-def _refuse_damaged(commit: Commit) -> None:
-    if commit.damaged is not None:
-        raise IntegrityError(commit.damaged, side="source")
-
-
-def _damaged(commit: Commit, reason: str, older: Sequence[Commit]) -> IntegrityError:
-    offer = (
-        f"the next older one is {quote(older[0].location)} (step {older[0].step}); fallback uses it"
-        if older
-        else "there is no older one"
-    )
-    return IntegrityError(
-        f"the newest commit, {quote(commit.location)}, is damaged: {reason}; {offer}",
-        side="source",
     )

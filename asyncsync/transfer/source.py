@@ -12,7 +12,6 @@ import stat
 from collections.abc import AsyncIterator, Collection, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -31,7 +30,7 @@ from ..manifest import DirectoryEntry, Kind
 from ..names import MANIFEST, MAX_DEPTH, check_path, is_ours, sort_key
 from ..patterns import Selection
 from ..storage import Block, NewFile
-from ..storage.local import data_extents, open_beneath, read_at
+from ..storage.local import data_extents, open_beneath, read_at, zeros
 
 __all__ = ["Directory", "Links", "Moving", "Piece", "Scan", "SourceFile"]
 
@@ -290,16 +289,11 @@ def _is_sparse(found: os.stat_result) -> bool:
 def _read_piece(fd: int, file: SourceFile, start: int, end: int, *, sparse: bool) -> Piece:
     extents = data_extents(fd, start, end) if sparse else None
     if extents == () and end > start:
-        return Piece(Block(_zeros(end - start), ()), zeros_digest(end - start))
+        return Piece(Block(zeros(end - start), ()), zeros_digest(end - start))
     data = read_at(fd, end - start, start)
     if len(data) < end - start:
         raise Moving(file.path)
     return Piece(Block(data, extents), digest(data))
-
-
-@lru_cache(maxsize=2)
-def _zeros(size_bytes: int) -> bytes:
-    return bytes(size_bytes)
 
 
 def _drain(entries: Iterator[None]) -> bool:

@@ -9,7 +9,7 @@ probe.py     what this file system can do
 store.py     all of it as coroutines
 """
 
-from .fs import data_extents, open_beneath, opened, read_at
+from .fs import data_extents, open_beneath, read_at, zeros
 from .store import LocalTrees
 
-__all__ = ["LocalTrees", "data_extents", "open_beneath", "opened", "read_at"]
+__all__ = ["LocalTrees", "data_extents", "open_beneath", "read_at", "zeros"]

@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 
 from ...names import sort_key
 
@@ -34,6 +34,7 @@ __all__ = [
     "rename_over",
     "split",
     "write_at",
+    "zeros",
 ]
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -180,6 +181,12 @@ def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None
     while view:
         count = os.pwrite(fd, view, offset)
         view, offset = view[count:], offset + count
+
+
+@lru_cache(maxsize=2)
+def zeros(size_bytes: int) -> bytes:
+    """What a hole reads as. All holes of that size share it: they cost no memory of their own."""
+    return bytes(size_bytes)
 
 
 def data_extents(fd: int, start: int, end: int) -> tuple[tuple[int, int], ...]:

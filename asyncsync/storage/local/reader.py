@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from ...errors import IntegrityError, os_errors, quote
 from ...names import NEXT, is_ours, sort_key
 from ..trees import Block, NewFile
-from .fs import data_extents, open_beneath, opened, read_at
+from .fs import data_extents, open_beneath, opened, read_at, zeros
 
 __all__ = ["list_files", "read_block", "read_whole"]
 
@@ -53,7 +53,7 @@ def read_block(root: int, file: NewFile, start: int, end: int, where: str) -> Bl
         if found.st_blocks * 512 < found.st_size:
             extents = data_extents(fd, start, min(end, found.st_size))
             if not extents and found.st_size >= end:
-                return Block(bytes(end - start), ())
+                return Block(zeros(end - start), ())
         data = read_at(fd, end - start, start)
     if len(data) < end - start:
         raise _short(file, start + len(data), where)
