@@ -18,6 +18,11 @@ OLDEST = (3, 11, 3)
 MEMORY_BYTES = 2 * 1024**3
 QUICK = "not slow and not root and not mutants"
 LONG = "slow or root or mutants"
+# A process for each core, within reason: many more would wait for one disk.
+PARALLEL = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal")
+# Two: a long test may keep a core and a disk busy by itself. A file stays in one process: the
+# mutants share a fixture that runs them all.
+PARALLEL_LONG = ("--numprocesses=2", "--dist=loadfile")
 TYPED = ("asyncsync", "tests", "examples", "noxfile.py", "docs/conf.py")
 
 PROBE = "import sys; v = sys.version_info; print(*v[:4], sys.implementation.name, sys.abiflags)"
@@ -87,10 +92,7 @@ def tests(session: nox.Session) -> None:
     """The quick tests, with coverage, on the Python that runs nox."""
     install_tested(session)
     in_memory(session)
-    session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-m", QUICK, *session.posargs)
-    session.run("coverage", "combine", "--quiet")
-    session.run("coverage", "report")
+    session.run("pytest", "--cov", "-m", QUICK, *PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -99,14 +101,14 @@ def tests_all(session: nox.Session) -> None:
     """The quick tests on every Python found."""
     install_tested(session)
     in_memory(session)
-    session.run("pytest", "-m", QUICK, *session.posargs)
+    session.run("pytest", "-m", QUICK, *PARALLEL, *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """The long tests: kill loops, power cuts, mutants, large trees. Some need root and strace."""
     install_tested(session)
-    session.run("pytest", "-m", LONG, *session.posargs)
+    session.run("pytest", "-m", LONG, *PARALLEL_LONG, *session.posargs)
 
 
 @nox.session

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         TransferError,
         TransientError,
     )
-    from .oneshot import commits, delete, latest, restore, sync_down, sync_up, verify
+    from .oneshot import commits, delete, follow, latest, restore, sync_down, sync_up, verify
     from .syncing import (
         AsyncSyncer,
         CommandSyncer,
@@ -70,6 +70,7 @@ __all__ = [
     "__version__",
     "commits",
     "delete",
+    "follow",
     "latest",
     "restore",
     "sync_down",
@@ -77,7 +78,7 @@ __all__ = [
     "verify",
 ]
 
-_FUNCTIONS = {"commits", "delete", "latest", "restore", "sync_down", "sync_up", "verify"}
+_FUNCTIONS = {"commits", "delete", "follow", "latest", "restore", "sync_down", "sync_up", "verify"}
 
 
 def __getattr__(name: str) -> object:

@@ -12,41 +12,49 @@ from typing import TypeVar
 import anyio
 
 from .errors import ConfigError, StalledError
+from .units import MIB
 
-__all__ = ["ByteBudget", "Threads", "each_bounded", "quietly"]
+__all__ = ["Budget", "ByteBudget", "Threads", "each", "each_bounded", "quietly"]
 
 T = TypeVar("T")
 
+_FEW = 16  # requests of one step at once; wrappers bound them over all steps
+
 
 class _Request:
-    """Somebody who waits for bytes."""
+    """Somebody who waits for a share."""
 
-    def __init__(self, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
+    def __init__(self, amount: int) -> None:
+        self.amount = amount
         self.granted = anyio.Event()
 
 
-class ByteBudget:
-    """Bytes one engine may hold in memory at once.
+class Budget:
+    """An amount of something that may be in use at once.
 
-    Whoever asks first is served first, so that a large chunk does not starve behind small ones. A
-    chunk larger than the whole budget is admitted alone, not refused.
+    Whoever asks first is served first, so that a large request does not starve behind small ones.
+    One that is larger than the whole budget is admitted alone, not refused.
     """
 
-    def __init__(self, total_bytes: int) -> None:
-        self._total = total_bytes
+    def __init__(self, total: int) -> None:
+        self._total = total
         self._used = 0
         self._waiting: deque[_Request] = deque()
 
     @property
-    def used_bytes(self) -> int:
+    def used(self) -> int:
         """What is lent out now."""
         return self._used
 
+    def resize(self, total: int) -> None:
+        """Lend more or less from now on; what is lent out already stays so."""
+        self._total = total
+        self._lend()
+
     @asynccontextmanager
-    async def borrow(self, size_bytes: int) -> AsyncIterator[None]:
-        """Hold `size_bytes` for the length of the block; waits until they are free."""
-        request = _Request(size_bytes)
+    async def borrow(self, amount: int = 1) -> AsyncIterator[None]:
+        """Hold `amount` for the length of the block; waits until it is free."""
+        request = _Request(amount)
         self._waiting.append(request)
         try:
             self._lend()
@@ -59,18 +67,53 @@ class ByteBudget:
 
     def _end(self, request: _Request) -> None:
         if request.granted.is_set():
-            self._used -= request.size_bytes
+            self._used -= request.amount
         else:
             self._waiting.remove(request)
         self._lend()
 
     def _lend(self) -> None:
         while self._waiting:
-            size_bytes = self._waiting[0].size_bytes
-            if self._used and self._used + size_bytes > self._total:
+            amount = self._waiting[0].amount
+            if self._used and self._used + amount > self._total:
                 return
-            self._used += size_bytes
+            self._used += amount
             self._waiting.popleft().granted.set()
+
+
+class ByteBudget(Budget):
+    """Bytes one engine may hold in memory at once, and the buffers for them.
+
+    Args:
+        total: the budget.
+        buffer_bytes: size of the buffers that are kept to be lent again.
+    """
+
+    def __init__(self, total: int, *, buffer_bytes: int = 16 * MIB) -> None:
+        super().__init__(total)
+        self._buffer_bytes = buffer_bytes
+        self._idle: list[bytearray] = []
+
+    @asynccontextmanager
+    async def buffer(self, size_bytes: int) -> AsyncIterator[memoryview]:
+        """Hold `size_bytes` and get the memory for them, with whatever is in it.
+
+        Fresh memory for every chunk would be zeroed page by page, and much of it never given back.
+        After a failure the memory is not used again: a connection may still be sending from it.
+        """
+        if not self._buffer_bytes // 2 < size_bytes <= self._buffer_bytes:
+            async with self.borrow(size_bytes):
+                yield memoryview(bytearray(size_bytes))
+            return
+        async with self.borrow(self._buffer_bytes):
+            memory = self._idle.pop() if self._idle else bytearray(self._buffer_bytes)
+            yield memoryview(memory)[:size_bytes]
+            self._idle.append(memory)
+
+    def _lend(self) -> None:
+        super()._lend()
+        # What lies idle counts as well: it makes room for what is lent.
+        del self._idle[max(0, self._total - self._used) // self._buffer_bytes :]
 
 
 async def each_bounded(
@@ -99,6 +142,19 @@ async def each_bounded(
         for item in items:
             await slots.acquire()
             group.start_soon(run, item)
+
+
+async def each(items: Iterable[T], action: Callable[[T], Awaitable[None]]) -> None:
+    """Run `action(item)` for every item, a few at a time; raises the first failure itself."""
+    try:
+        await each_bounded(_FEW, items, action)
+    except ExceptionGroup as group:
+        raise _first(group) from None
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    one = group.exceptions[0]
+    return _first(one) if isinstance(one, ExceptionGroup) else one
 
 
 class Threads:

@@ -8,7 +8,9 @@ AsyncSyncError                    1
 │   └── NotCommittedError         3   there are files but no commit: another tool wrote them
 ├── TransientError                5   the same call may succeed later; retried by us first
 │   ├── BusyError                 5   somebody else writes there now
-│   └── StalledError              5   a device or network gave no sign of life
+│   ├── SlowDownError             5   the store asks for fewer requests
+│   ├── StalledError              5   a device or network gave no sign of life
+│   └── CorruptedError            8   bytes changed on the way: an IntegrityError, too
 ├── PermanentError                6   the same call will fail again
 │   ├── RefusedError              6   a name or file type that cannot be kept; nothing moved
 │   ├── ClashError                6   the target holds files that are not ours
@@ -39,6 +41,7 @@ __all__ = [
     "ClashError",
     "ConfigError",
     "ConflictError",
+    "CorruptedError",
     "DeadlineError",
     "DeviceError",
     "FormatError",
@@ -50,6 +53,7 @@ __all__ = [
     "PreconditionError",
     "RefusedError",
     "Side",
+    "SlowDownError",
     "SourceChangedError",
     "StalledError",
     "TransferError",
@@ -127,6 +131,10 @@ class StalledError(TransientError):
     """A wait on a device or network saw no progress for the time allowed."""
 
 
+class SlowDownError(TransientError):
+    """The store asks for fewer requests for a while."""
+
+
 class PermanentError(AsyncSyncError):
     """The same call will fail again until somebody changes something."""
 
@@ -181,6 +189,12 @@ class PreconditionError(PermanentError):
 
 class IntegrityError(AsyncSyncError):
     """Bytes, a length or a manifest are not what was committed."""
+
+    exit_code = 8
+
+
+class CorruptedError(TransientError, IntegrityError):
+    """Bytes were changed on the way, says a checksum; worth another try."""
 
     exit_code = 8
 

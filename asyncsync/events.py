@@ -14,6 +14,7 @@ __all__ = [
     "Moved",
     "Observer",
     "Planned",
+    "Reduced",
     "Retrying",
     "Skipped",
     "SourceChanged",
@@ -84,6 +85,14 @@ class Retrying:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """A place protects less than asyncsync is made for; said once for each place."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """Something that is not ours stayed where it is."""
 
@@ -109,7 +118,18 @@ class Committed:
     durability: str
 
 
-Event = Started | Planned | Moved | Skipped | SourceChanged | Retrying | Kept | FellBack | Committed
+Event = (
+    Started
+    | Planned
+    | Moved
+    | Skipped
+    | SourceChanged
+    | Retrying
+    | Reduced
+    | Kept
+    | FellBack
+    | Committed
+)
 Observer = Callable[[Event], None]
 
 

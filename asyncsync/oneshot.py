@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 
 from .events import Observer, ignore
 from .manifest import Kind
@@ -10,7 +11,7 @@ from .storage import Deleted
 from .syncing import Commit, Path, Receipt, StorageSyncer, VerifyReport
 from .transfer import Links
 
-__all__ = ["commits", "delete", "latest", "restore", "sync_down", "sync_up", "verify"]
+__all__ = ["commits", "delete", "follow", "latest", "restore", "sync_down", "sync_up", "verify"]
 
 
 async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise of its own
@@ -100,4 +101,19 @@ async def commits(remote_dir: Path) -> AsyncIterator[Commit]:
     """The commits at and below a location, newest first. See `StorageSyncer.commits`."""
     async with StorageSyncer() as syncer:
         async for commit in syncer.commits(remote_dir):
+            yield commit
+
+
+async def follow(
+    remote_dir: Path, *, period_s: float = 1.0, observe: Observer = ignore
+) -> AsyncGenerator[Commit, None]:
+    """The newest commit at or below a location, whenever it is another. See `StorageSyncer.follow`.
+
+    Close it when you leave it early: `async with contextlib.aclosing(follow(...)) as commits`.
+    """
+    async with (
+        StorageSyncer(observe=observe) as syncer,
+        aclosing(syncer.follow(remote_dir, period_s=period_s)) as found,
+    ):
+        async for commit in found:
             yield commit

@@ -42,7 +42,12 @@ class LinkChoice(StrEnum):
     follow = "follow"
 
 
-Place = Annotated[str, typer.Argument(metavar="LOCATION", help="A path or a URL.")]
+Place = Annotated[
+    str,
+    typer.Argument(
+        metavar="LOCATION", help="A path, or a URL such as s3://bucket/run or gs://bucket/run."
+    ),
+]
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A local directory.")]
 Target = Annotated[str, typer.Argument(metavar="DST", help="A local directory.")]
 Exclude = Annotated[
@@ -365,7 +370,9 @@ def _doctor(
 def _demo(
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="LOCATION", help="Where checkpoints go and stay."),
+        typer.Option(
+            "--to", metavar="LOCATION", help="Where checkpoints go and stay; also s3:// or gs://."
+        ),
     ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the temporary directory of the run.")

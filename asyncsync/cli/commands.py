@@ -275,18 +275,29 @@ def _findings(report: ProbeReport, free: int | None) -> Iterator[str]:
     can = report.capabilities
     yield f"{quote(report.location)}: writable"
     yield f"  durability      {can.durability}: {_DURABILITY[can.durability]}"
-    yield f"  writers         {'kept apart' if can.exclusive else 'one at a time: yours to ensure'}"
+    yield f"  writers         {'kept apart' if can.exclusive else _SINGLE_WRITER}"
     yield f"  raw names       {'kept' if can.raw_names else 'refused'} (names that are not UTF-8)"
     yield f"  upper and lower {'two names' if can.case_sensitive else 'one name: clashes refused'}"
     yield f"  NFC and NFD     {'two names' if can.keeps_normalization else 'one name'}"
     yield f"  root marker     {report.marker}"
     if report.clock_offset_s is not None:
-        yield f"  clock           {report.clock_offset_s:+.1f} s from ours"
+        yield f"  clock           {_clock(report.clock_offset_s)}"
     if free is not None:
         yield f"  free            {format_bytes(free)}"
     for note in can.notes:
         yield f"  note            {note}"
 
+
+def _clock(offset_s: float) -> str:
+    text = f"{offset_s:+.1f} s from ours"
+    if abs(offset_s) <= _CLOCK_S:
+        return text
+    return f"{text}: WARNING, too far apart; set the clock of this machine"
+
+
+_CLOCK_S = 60.0  # stores begin to refuse signatures at some minutes
+
+_SINGLE_WRITER = "SINGLE-WRITER MODE: one at a time, yours to ensure; a second one is not noticed"
 
 _DURABILITY = {
     "memory": "gone when the program ends",

@@ -23,12 +23,13 @@ import anyio.abc
 import anyio.to_thread
 import msgspec
 
+from .. import events
 from ..concurrency import quietly
 from ..errors import AsyncSyncError, ConfigError, quote
 from ..location import Location
 from ..syncing import StorageSyncer
 from ..units import MIB, format_bytes, format_seconds
-from .demo_protocol import Committed, Plan, Report, Saved, Sent, Stepped, Synced, Trained
+from .demo_protocol import Committed, Plan, Reduced, Report, Saved, Sent, Stepped, Synced, Trained
 from .job import Outcome
 from .output import Output
 from .progress import Monitor
@@ -154,7 +155,7 @@ async def _play(stage: _Stage) -> list[Run]:
     stage.say(f"training again, a checkpoint every {EVERY} steps to {quote(stage.remote)}")
     killed = await _train_until_killed(stage)
     await _check_what_is_visible(stage)
-    stage.say("restoring into a fresh directory, on what could be another machine")
+    stage.say("the machine is back, its disk is empty: restoring into a fresh directory")
     plan = await _restore(stage)
     stage.say(f"training on from step {KEPT_STEP}")
     resumed = await _train_on(stage, plan)
@@ -183,6 +184,8 @@ async def _train_until_killed(stage: _Stage) -> Run:
     run = Run("killed")
     with stage.claim(f"SIGKILL hit the training after half of checkpoint {KILLED_STEP} was sent"):
         code = await _follow(plan, run, until=_half_sent)
+        for report in run.of(Reduced):
+            stage.monitor(events.Reduced(where=report.where, reason=report.reason))
         late = any(report.step == KILLED_STEP for report in run.of(Committed))
         _hold(code == -signal.SIGKILL and not late, "the kill came too late")
     return run
@@ -209,7 +212,10 @@ async def _check_what_is_visible(stage: _Stage) -> None:
 
 async def _restore(stage: _Stage) -> Plan:
     """Bring back checkpoint and trial, and plan the rest of the training."""
-    directory = stage.directory / "second"
+    # Under the name that the killed run had, or what that had begun to write in an object store
+    # would count for a minute as that of somebody else who is still at work.
+    directory = stage.directory / "first"
+    await anyio.to_thread.run_sync(directory.rename, stage.directory / "killed")
     with stage.claim(f"checkpoint {KEPT_STEP} and the trial's files come back"):
         await stage.syncer.restore(stage.checkpoints, directory / "restored")
         await stage.syncer.sync_down(stage.trial, directory / "trial")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["Committed", "Plan", "Report", "Saved", "Sent", "Stepped", "Synced", "Trained"]
+__all__ = [
+    "Committed",
+    "Plan",
+    "Reduced",
+    "Report",
+    "Saved",
+    "Sent",
+    "Stepped",
+    "Synced",
+    "Trained",
+]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +52,13 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, tag="saved"):
     written_s: float
 
 
+class Reduced(msgspec.Struct, frozen=True, kw_only=True, tag="reduced"):
+    """The place protects less than asyncsync is made for."""
+
+    where: str
+    reason: str
+
+
 class Sent(msgspec.Struct, frozen=True, kw_only=True, tag="sent"):
     """A part of a checkpoint arrived."""
 
@@ -73,4 +90,4 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True, tag="trained"):
     seconds: float
 
 
-Report = Stepped | Saved | Sent | Committed | Synced | Trained
+Report = Stepped | Saved | Reduced | Sent | Committed | Synced | Trained

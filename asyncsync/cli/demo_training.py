@@ -22,10 +22,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from .. import events
 from ..events import Event, Moved
 from ..location import Location
 from ..syncing import StorageSyncer
-from .demo_protocol import Committed, Plan, Report, Saved, Sent, Stepped, Synced, Trained
+from .demo_protocol import Committed, Plan, Reduced, Report, Saved, Sent, Stepped, Synced, Trained
 
 __all__ = ["Model", "main"]
 
@@ -215,7 +216,15 @@ async def train(plan: Plan, model: Model, log: TextIO, saver: Saver | None) -> N
 
 async def train_and_save(plan: Plan, model: Model, log: TextIO, remote: str) -> None:
     """Train to the end and wait until all is durable."""
-    async with StorageSyncer(bwlimit=plan.bwlimit) as syncer, anyio.create_task_group() as group:
+
+    def reduced(event: Event) -> None:
+        if isinstance(event, events.Reduced):
+            report(Reduced(where=event.where, reason=event.reason))
+
+    async with (
+        StorageSyncer(bwlimit=plan.bwlimit, observe=reduced) as syncer,
+        anyio.create_task_group() as group,
+    ):
         await train(plan, model, log, Saver(plan, remote, syncer, group))
 
 

@@ -15,6 +15,7 @@ from ..events import (
     Kept,
     Moved,
     Planned,
+    Reduced,
     Retrying,
     Skipped,
     SourceChanged,
@@ -230,9 +231,14 @@ class Monitor:
         self._output = output
         self._clock = clock
         self._display = display
+        self._reduced = set[Reduced]()
         self.tally = Tally(clock)
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Reduced):
+            if event in self._reduced:
+                return  # it is of the place, not of what is done there: once is enough
+            self._reduced.add(event)
         self.tally(event)
         self._output.emit_event(event)
         text = _warning(event) or (_detail(event) if self._output.options.verbose else "")
@@ -265,6 +271,8 @@ def _warning(event: Event) -> str:
         case Retrying():
             wait = format_seconds(event.wait_s)
             return f"{event.what}: {event.reason}; attempt {event.attempt} in {wait}"
+        case Reduced():
+            return f"warning: {quote(event.where)}: {event.reason}"
         case FellBack():
             return (
                 f"{quote(event.damaged)} is damaged ({event.reason}); "

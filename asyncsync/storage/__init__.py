@@ -1,24 +1,26 @@
 """Where bytes live.
 
 An ObjectStore is flat keys, a TreeStore is what the engine knows: begin, write, commit, read,
-find, delete. `open_trees` finds the store for a location.
+find, delete. `Stores` opens the store for a location.
 """
 
 from .objects import Capabilities, Condition, ObjectInfo, ObjectStore, Part, Upload
-from .registry import check_scheme, open_trees
+from .registry import Stores, check_scheme
 from .retrying import Backoff, retry
 from .trees import (
     Block,
     Deleted,
     Durability,
+    Glance,
     Intent,
     NewFile,
+    Sighting,
     TreeCapabilities,
     TreeReader,
     TreeStore,
     TreeWriter,
 )
-from .wrappers import Rate, equip_trees
+from .wrappers import Rate
 
 __all__ = [
     "Backoff",
@@ -27,19 +29,20 @@ __all__ = [
     "Condition",
     "Deleted",
     "Durability",
+    "Glance",
     "Intent",
     "NewFile",
     "ObjectInfo",
     "ObjectStore",
     "Part",
     "Rate",
+    "Sighting",
+    "Stores",
     "TreeCapabilities",
     "TreeReader",
     "TreeStore",
     "TreeWriter",
     "Upload",
     "check_scheme",
-    "equip_trees",
-    "open_trees",
     "retry",
 ]

@@ -9,7 +9,17 @@ from itertools import count
 from anyio.lowlevel import checkpoint
 
 from ..errors import NotFoundError, PermanentError, PreconditionError, quote
-from .objects import Capabilities, Condition, Data, ObjectInfo, Part, Upload
+from .objects import (
+    Capabilities,
+    Condition,
+    Data,
+    Examined,
+    Fetched,
+    ObjectInfo,
+    Part,
+    Upload,
+    levels,
+)
 
 __all__ = ["MemoryObjects", "memory_objects"]
 
@@ -23,7 +33,7 @@ class MemoryObjects:
     """
 
     def __init__(self, capabilities: Capabilities | None = None) -> None:
-        self.capabilities = capabilities or Capabilities()
+        self.capabilities = capabilities or Capabilities(assured=True)
         self._objects: dict[str, tuple[bytes, str]] = {}
         self._uploads: dict[Upload, dict[int, tuple[bytes, str]]] = {}
         self._tags = map(str, count(1))
@@ -33,14 +43,23 @@ class MemoryObjects:
         return self._info(key)
 
     async def get(
-        self, key: str, start: int = 0, end: int | None = None, *, tag: str | None = None
-    ) -> bytes:
+        self,
+        key: str,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        tag: str | None = None,
+        into: memoryview | None = None,
+    ) -> Fetched:
         await checkpoint()
-        self._info(key)
-        data, found = self._objects[key]
-        if tag is not None and tag != found:
+        info = self._info(key)
+        if tag is not None and tag != info.tag:
             raise PreconditionError(f"object {quote(key)} is another one by now; read it again")
-        return data[start:end]
+        data = self._objects[key][0][start:end]
+        if into is None:
+            return Fetched(info, data)
+        into[: len(data)] = data
+        return Fetched(info, into[: len(data)])
 
     async def put(self, key: str, data: Data, *, condition: Condition | None = None) -> ObjectInfo:
         await checkpoint()
@@ -65,6 +84,10 @@ class MemoryObjects:
         for key in sorted(k for k in self._objects if k.startswith(prefix)):
             if key in self._objects:
                 yield self._info(key)
+
+    async def scan_level(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        for info in levels(prefix, [info async for info in self.scan(prefix)]):
+            yield info
 
     async def create_upload(self, key: str) -> Upload:
         await checkpoint()
@@ -100,6 +123,10 @@ class MemoryObjects:
         await checkpoint()
         for upload in [u for u in self._uploads if u.key.startswith(prefix)]:
             yield upload
+
+    async def examine(self) -> Examined:
+        await checkpoint()
+        return Examined()
 
     async def aclose(self) -> None:
         """Nothing to let go of; the objects stay."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 __all__ = [
     "Capabilities",
     "Condition",
+    "Data",
+    "Examined",
+    "Fetched",
     "ObjectInfo",
     "ObjectStore",
     "Part",
     "Upload",
+    "levels",
 ]
 
 Data = bytes | bytearray | memoryview
@@ -26,18 +30,23 @@ class Capabilities:
         create_only: a put may demand that the key does not exist.
         if_match: a put or delete may demand that the object is the one with a given tag.
         multipart_conditions: the same when a multipart upload completes.
+        assured: it is known that conditions work; else whoever relies on them tries them first,
+            because some stores take them and look at nothing.
         max_put_bytes: largest single put.
         min_part_bytes, max_parts: bounds of multipart uploads; the last part may be smaller.
         max_key_bytes: longest key, as UTF-8.
+        refused_characters: what no key may hold.
     """
 
     create_only: bool = True
     if_match: bool = True
     multipart_conditions: bool = True
+    assured: bool = False
     max_put_bytes: int = 5 * 1024**3
     min_part_bytes: int = 5 * 1024**2
     max_parts: int = 10_000
     max_key_bytes: int = 1024
+    refused_characters: str = ""
 
 
 class ObjectInfo(NamedTuple):
@@ -47,6 +56,25 @@ class ObjectInfo(NamedTuple):
     size_bytes: int
     tag: str
     modified_at: float = 0.0
+
+
+class Fetched(NamedTuple):
+    """Bytes of an object, and the object that they are of: its whole size, and its tag."""
+
+    info: ObjectInfo
+    data: Data
+
+
+class Examined(NamedTuple):
+    """What a store says of itself.
+
+    Attributes:
+        clock_offset_s: its clock minus ours; None where it has none of its own.
+        notes: what is missing or could be better, one sentence each, for people.
+    """
+
+    clock_offset_s: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +121,18 @@ class ObjectStore(Protocol):
         ...
 
     async def get(
-        self, key: str, start: int = 0, end: int | None = None, *, tag: str | None = None
-    ) -> bytes:
+        self,
+        key: str,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        tag: str | None = None,
+        into: memoryview | None = None,
+    ) -> Fetched:
         """Bytes `start` to `end` (exclusive; None: the end of the object).
 
-        Returns less than asked for only where the object ends.
+        Returns less than asked for only where the object ends. Given `into`, which must be large
+        enough, the bytes are put there.
 
         Raises:
             NotFoundError: no such key.
@@ -107,6 +142,8 @@ class ObjectStore(Protocol):
 
     async def put(self, key: str, data: Data, *, condition: Condition | None = None) -> ObjectInfo:
         """Create or replace `key`; no reader ever sees part of it.
+
+        `data` may be used for something else as soon as this has returned.
 
         Raises:
             PreconditionError: the condition does not hold. After a lost answer this may be our own
@@ -120,6 +157,13 @@ class ObjectStore(Protocol):
 
     def scan(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """Every object whose key begins with `prefix`, by key. May lag behind writes."""
+        ...
+
+    def scan_level(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """What lies directly below `prefix`, by key, with few and small requests.
+
+        Everything deeper shows up as one name that ends in a slash, without size and tag.
+        """
         ...
 
     async def create_upload(self, key: str) -> Upload:
@@ -148,6 +192,23 @@ class ObjectStore(Protocol):
         """
         ...
 
+    async def examine(self) -> Examined:
+        """Find out what people should know of the store; writes nothing."""
+        ...
+
     async def aclose(self) -> None:
         """Let go of connections. Again: no effect."""
         ...
+
+
+def levels(prefix: str, infos: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
+    """What `scan_level` gives, made of what `scan` gives: for stores that cannot do it. Pure."""
+    last = ""
+    for info in infos:
+        name, slash, _ = info.key[len(prefix) :].partition("/")
+        key = prefix + name + slash
+        if not slash:
+            yield info
+        elif key != last:
+            last = key
+            yield ObjectInfo(key, 0, "")

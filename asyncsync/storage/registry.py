@@ -1,66 +1,201 @@
-"""Scheme -> store, imported when first used; what is not built or not installed says so."""
+"""Scheme -> store, imported when first used and kept open; what is not installed says so."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import cast
+from typing import Any, NamedTuple, cast
+
+import anyio
 
 from ..clock import Clock
 from ..concurrency import Threads
 from ..errors import ConfigError, quote
+from ..events import Observer, ignore
 from ..location import Location
-from .trees import TreeStore
+from .objects import ObjectStore
+from .retrying import Backoff
+from .trees import Durability, TreeStore
+from .wrappers import Rate, equip_objects, equip_trees
 
-__all__ = ["check_scheme", "open_trees"]
+__all__ = ["Stores", "check_scheme"]
 
-_BUILT = ("file", "memory")
-_PLANNED = ("s3", "gs", "peer", "peers")
-_HINTS = {
-    "az": "adlfs",
+_PLANNED = ("peer", "peers")
+
+
+class _Kind(NamedTuple):
+    """How the store of a scheme is made: the extra it needs, where it is, what it survives."""
+
+    extra: str
+    module: str
+    name: str
+    durability: Durability
+
+
+_OBJECTS = {
+    "memory": _Kind("", "memory", "memory_objects", "memory"),
+    "s3": _Kind("s3", "s3", "S3Objects", "cloud"),
+    "gs": _Kind("gcs", "gcs", "GcsObjects", "cloud"),
+}
+_FSSPEC = _Kind("fsspec", "fsspec_objects", "FsspecObjects", "reduced")
+
+# What fsspec itself does not bring along.
+_PACKAGES = {
     "abfs": "adlfs",
+    "az": "adlfs",
+    "gcs": "gcsfs",
+    "github": "requests",
     "hdfs": "pyarrow",
-    "webhdfs": "fsspec",
-    "sftp": "paramiko",
     "http": "aiohttp",
     "https": "aiohttp",
+    "oci": "ocifs",
+    "oss": "ossfs",
+    "sftp": "paramiko",
+    "smb": "smbprotocol",
+    "webdav": "webdav4",
+    "webhdfs": "requests",
 }
+_ALSO_FSSPEC = ("ftp", "local")
 
 
 def check_scheme(scheme: str) -> None:
     """Accept a scheme that asyncsync knows, whether or not its extra is installed. No I/O.
 
     Raises:
-        ConfigError: and names the schemes there are, or the package that would be needed.
+        ConfigError: and names the schemes there are.
     """
-    if scheme in _BUILT or scheme in _PLANNED:
+    if scheme in ("file", *_OBJECTS, *_PLANNED, *_PACKAGES, *_ALSO_FSSPEC):
         return
-    if scheme in _HINTS:
-        raise ConfigError(
-            f"{scheme}:// needs fsspec and {_HINTS[scheme]} "
-            f"(pip install 'asyncsync[fsspec]' {_HINTS[scheme]}), and is not built yet; "
-            "use a path, file:// or memory://"
-        )
     raise ConfigError(
         f"unknown scheme {quote(scheme)}://; known are a path, file://, memory://, s3://, gs://, "
-        "peer:// and, by pip install 'asyncsync[fsspec]', what fsspec knows"
+        "peer:// and, by pip install 'asyncsync[fsspec]', "
+        f"{', '.join(sorted((*_PACKAGES, *_ALSO_FSSPEC)))}"
     )
 
 
-def open_trees(location: Location, *, threads: Threads, clock: Clock) -> tuple[TreeStore, str]:
-    """The store that `location` is in, and the name of its tree there. No I/O.
+class Stores:
+    """The stores that one syncer uses: each is opened once, shared, and closed with them all.
 
-    Raises:
-        ConfigError: the scheme is unknown, not installed, or not built yet.
+    Args:
+        max_requests: to one store at once.
+        rate: bytes per second, over all stores.
+        observe: hears of what concerns a store as a whole, and of retried requests.
     """
-    check_scheme(location.scheme)
-    if location.scheme == "file":
-        local = import_module(".local", __package__)
-        return cast("TreeStore", local.LocalTrees("/", threads)), location.path.lstrip("/")
-    if location.scheme == "memory":
-        memory = import_module(".memory", __package__)
+
+    def __init__(
+        self,
+        *,
+        threads: Threads,
+        clock: Clock,
+        max_requests: int = 32,
+        rate: Rate | None = None,
+        observe: Observer = ignore,
+    ) -> None:
+        self._threads, self._clock, self._max_requests = threads, clock, max_requests
+        self._rate, self._observe = rate, observe
+        self._open: dict[tuple[str, str, frozenset[tuple[str, str]]], TreeStore] = {}
+        self._turn = anyio.Lock()
+
+    async def open(self, location: Location, observe: Observer) -> tuple[TreeStore, str]:
+        """The store that `location` is in, ready for use, and the name of its tree there.
+
+        Connects to nothing. Closed by `aclose`, not by whoever uses it.
+
+        Args:
+            observe: hears of what is retried in this use.
+
+        Raises:
+            ConfigError: the scheme is unknown, or its extra is not installed.
+        """
+        check_scheme(location.scheme)
+        equip = _Equip(self._clock, self._max_requests, observe)
+        if location.scheme == "file":
+            local = import_module(".local", __package__)
+            trees = cast("TreeStore", local.LocalTrees("/", self._threads))
+            return equip(trees, self._rate), location.path.lstrip("/")
+        key = (location.scheme, location.authority, frozenset(location.options.items()))
+        async with self._turn:
+            if key not in self._open:
+                self._open[key] = await self._connect(location)
+        return equip(self._open[key], None), location.path
+
+    async def _connect(self, location: Location) -> TreeStore:
+        if location.scheme in _PLANNED:
+            raise ConfigError(f"{location.scheme}:// is not built yet in this release")
+        kind = _OBJECTS.get(location.scheme, _FSSPEC)
+        make = await self._threads.run(_load, location.scheme, kind)
+        objects = equip_objects(
+            self._objects(location, make),
+            clock=self._clock,
+            max_requests=self._max_requests,
+            rate=self._rate,
+            observe=self._observe,
+        )
         committed = import_module(".committed", __package__)
-        objects = memory.memory_objects(location.authority)
-        return cast("TreeStore", committed.CommittedTrees(objects, clock=clock)), location.path
-    raise ConfigError(
-        f"{location.scheme}:// is not built yet in this release; use a path, file:// or memory://"
-    )
+        trees = committed.CommittedTrees(
+            objects,
+            clock=self._clock,
+            durability=kind.durability,
+            where=f"{location.scheme}://{location.authority}",
+            observe=self._observe,
+        )
+        return cast("TreeStore", trees)
+
+    def _objects(self, location: Location, make: Callable[..., Any]) -> ObjectStore:
+        scheme, authority = location.scheme, location.authority
+        if scheme == "memory":
+            return cast("ObjectStore", make(authority))
+        if scheme in _OBJECTS:
+            return cast(
+                "ObjectStore",
+                make(
+                    authority,
+                    location.options,
+                    threads=self._threads,
+                    clock=self._clock,
+                    max_requests=self._max_requests,
+                ),
+            )
+        return cast("ObjectStore", make(scheme, authority, threads=self._threads))
+
+    @property
+    def connected(self) -> bool:
+        """Whether there may be connections, which belong to the loop they were made in."""
+        return any(scheme != "memory" for scheme, _, _ in self._open)
+
+    async def aclose(self) -> None:
+        """Close every store. Again: no effect."""
+        while self._open:
+            await self._open.popitem()[1].aclose()
+
+
+class _Equip(NamedTuple):
+    """What is put around a store for one use of it."""
+
+    clock: Clock
+    max_requests: int
+    observe: Observer
+
+    def __call__(self, trees: TreeStore, rate: Rate | None) -> TreeStore:
+        return equip_trees(
+            trees,
+            backoff=Backoff(),
+            clock=self.clock,
+            max_requests=self.max_requests,
+            rate=rate,
+            observe=self.observe,
+        )
+
+
+def _load(scheme: str, kind: _Kind) -> Callable[..., Any]:
+    """Import what makes the store; an SDK takes a while, so this runs in a thread."""
+    try:
+        return cast(
+            "Callable[..., Any]", getattr(import_module(f".{kind.module}", __package__), kind.name)
+        )
+    except ModuleNotFoundError as exc:
+        package = f" {_PACKAGES[scheme]}" if scheme in _PACKAGES else ""
+        raise ConfigError(
+            f"{scheme}:// needs the package {exc.name}: "
+            f"pip install 'asyncsync[{kind.extra}]'{package}"
+        ) from exc

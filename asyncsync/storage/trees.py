@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from ..manifest import Header, Manifest
+from .objects import Data
 
 __all__ = [
     "Block",
     "Deleted",
     "Durability",
+    "Glance",
     "Intent",
     "NewFile",
+    "Sighting",
     "TreeCapabilities",
     "TreeReader",
     "TreeStore",
@@ -42,7 +45,7 @@ class Block(NamedTuple):
     all of it. Bytes outside the extents are zero in `data`.
     """
 
-    data: bytes | bytearray | memoryview
+    data: Data
     extents: tuple[tuple[int, int], ...] | None = None
 
 
@@ -76,6 +79,25 @@ class Deleted:
     kept: tuple[str, ...] = ()
 
 
+class Sighting(NamedTuple):
+    """A tree with a manifest. The tag changes whenever the manifest does."""
+
+    tree: str
+    tag: str
+
+
+class Glance(NamedTuple):
+    """What can be seen of a tree without looking into it.
+
+    Attributes:
+        tag: of its own manifest; empty when there is none.
+        names: of what lies directly below it and could be trees.
+    """
+
+    tag: str
+    names: frozenset[str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeCapabilities:
     """What a probe found out about a place.
@@ -87,6 +109,7 @@ class TreeCapabilities:
         raw_names: names that are not UTF-8 can be stored.
         case_sensitive: `a` and `A` are two names.
         keeps_normalization: NFC and NFD spellings of a text are two names.
+        clock_offset_s: the store's clock minus ours; None where it has none of its own.
         notes: what is missing or reduced, one sentence each, for people.
     """
 
@@ -95,14 +118,17 @@ class TreeCapabilities:
     raw_names: bool = True
     case_sensitive: bool = True
     keeps_normalization: bool = True
+    clock_offset_s: float | None = None
     notes: tuple[str, ...] = ()
 
 
 class TreeReader(Protocol):
     """Reads the files of one tree. Bytes are as stored: the caller compares digests."""
 
-    async def read(self, file: NewFile, start: int, end: int) -> Block:
-        """Bytes `start` to `end` (exclusive) of one file.
+    async def read(
+        self, file: NewFile, start: int, end: int, into: memoryview | None = None
+    ) -> Block:
+        """Bytes `start` to `end` (exclusive) of one file; put into `into` when that is given.
 
         Raises:
             IntegrityError: the file is missing or shorter than that.
@@ -125,7 +151,7 @@ class TreeWriter(Protocol):
         """
         ...
 
-    async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
         """Store whole small files."""
         ...
 
@@ -174,8 +200,15 @@ class TreeStore(Protocol):
         """The header alone: cheap, and not checked against the entries. Errors as above."""
         ...
 
-    def find(self, tree: str) -> AsyncIterator[str]:
-        """Names of trees with a manifest: `tree` itself and those below it, in no order."""
+    def find(self, tree: str) -> AsyncIterator[Sighting]:
+        """The trees with a manifest: `tree` itself and those below it, in no order."""
+        ...
+
+    async def glance(self, tree: str) -> Glance:
+        """Whether something may have changed at or directly below `tree`: one small request.
+
+        Where there is nothing, nothing is seen; that is no error.
+        """
         ...
 
     async def list_files(self, tree: str) -> list[NewFile]:

@@ -12,17 +12,30 @@ from typing import Protocol, TypeVar
 import anyio
 
 from ..clock import Clock
-from ..errors import quote
+from ..concurrency import Budget
+from ..errors import SlowDownError, StalledError, quote
 from ..events import Observer, ignore
 from ..manifest import Header, Manifest
-from .objects import Capabilities, Condition, Data, ObjectInfo, ObjectStore, Part, Upload
+from .objects import (
+    Capabilities,
+    Condition,
+    Data,
+    Examined,
+    Fetched,
+    ObjectInfo,
+    ObjectStore,
+    Part,
+    Upload,
+)
 from .retrying import Backoff, retry
 from .trees import (
     Block,
     Deleted,
     Durability,
+    Glance,
     Intent,
     NewFile,
+    Sighting,
     TreeCapabilities,
     TreeReader,
     TreeStore,
@@ -53,14 +66,33 @@ class Retried:
 
 
 class Limited:
-    """At most `count` calls at once; the others wait in the order they came."""
+    """At most `count` calls at once; the others wait in the order they came.
+
+    When the other side cannot keep up, the number is halved, once for all calls that were under
+    way; every call that succeeds after that brings it up again a little.
+    """
 
     def __init__(self, count: int) -> None:
-        self._slots = anyio.Semaphore(count)
+        self._most, self._allowed, self._cuts = count, float(count), 0
+        self._slots = Budget(count)
 
     async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
-        async with self._slots:
-            return await call()
+        async with self._slots.borrow():
+            cuts = self._cuts
+            try:
+                result = await call()
+            except (SlowDownError, StalledError):
+                if cuts == self._cuts:
+                    self._cuts += 1
+                    self._resize(max(1.0, self._allowed / 2))
+                raise
+            if self._allowed < self._most:
+                self._resize(min(self._most, self._allowed + 1 / self._allowed))
+            return result
+
+    def _resize(self, allowed: float) -> None:
+        self._allowed = allowed
+        self._slots.resize(int(allowed))
 
 
 class Rate:
@@ -156,12 +188,20 @@ class _Objects:
         return await self._around(f"head {quote(key)}", 0, lambda: self._inner.head(key))
 
     async def get(
-        self, key: str, start: int = 0, end: int | None = None, *, tag: str | None = None
-    ) -> bytes:
+        self,
+        key: str,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        tag: str | None = None,
+        into: memoryview | None = None,
+    ) -> Fetched:
         # Without an end the size is not known before: small objects are read so.
         size_bytes = 0 if end is None else end - start
         return await self._around(
-            f"get {quote(key)}", size_bytes, lambda: self._inner.get(key, start, end, tag=tag)
+            f"get {quote(key)}",
+            size_bytes,
+            lambda: self._inner.get(key, start, end, tag=tag, into=into),
         )
 
     async def put(self, key: str, data: Data, *, condition: Condition | None = None) -> ObjectInfo:
@@ -174,9 +214,16 @@ class _Objects:
     async def delete(self, key: str, *, tag: str | None = None) -> None:
         await self._around(f"delete {quote(key)}", 0, lambda: self._inner.delete(key, tag=tag))
 
-    async def scan(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        walk = _Walk(self._inner, prefix)
-        what = f"list {quote(prefix)}"
+    def scan(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        return self._walk(f"list {quote(prefix)}", lambda: self._inner.scan(prefix))
+
+    def scan_level(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        return self._walk(f"list {quote(prefix)}", lambda: self._inner.scan_level(prefix))
+
+    async def _walk(
+        self, what: str, scan: Callable[[], AsyncIterator[ObjectInfo]]
+    ) -> AsyncIterator[ObjectInfo]:
+        walk = _Walk(scan)
         while (info := await self._around(what, 0, walk.next)) is not None:
             yield info
 
@@ -212,6 +259,9 @@ class _Objects:
         for upload in await self._around(f"list uploads of {quote(prefix)}", 0, collect):
             yield upload
 
+    async def examine(self) -> Examined:
+        return await self._around("examine the store", 0, self._inner.examine)
+
     async def aclose(self) -> None:
         await self._inner.aclose()
 
@@ -219,14 +269,14 @@ class _Objects:
 class _Walk:
     """A scan taken step by step; after a failure it goes on behind the last key it gave out."""
 
-    def __init__(self, objects: ObjectStore, prefix: str) -> None:
-        self._objects, self._prefix = objects, prefix
+    def __init__(self, scan: Callable[[], AsyncIterator[ObjectInfo]]) -> None:
+        self._scan = scan
         self._rest: AsyncIterator[ObjectInfo] | None = None
         self._last: str | None = None
 
     async def next(self) -> ObjectInfo | None:
         if self._rest is None:
-            self._rest = self._objects.scan(self._prefix)
+            self._rest = self._scan()
         try:
             async for info in self._rest:
                 if self._last is None or info.key > self._last:
@@ -252,8 +302,11 @@ class _Trees:
         what = f"read the header of {quote(tree)}"
         return await self._around(what, 0, lambda: self._inner.read_header(tree))
 
-    def find(self, tree: str) -> AsyncIterator[str]:
+    def find(self, tree: str) -> AsyncIterator[Sighting]:
         return self._inner.find(tree)
+
+    async def glance(self, tree: str) -> Glance:
+        return await self._around(f"look at {quote(tree)}", 0, lambda: self._inner.glance(tree))
 
     async def list_files(self, tree: str) -> list[NewFile]:
         return await self._around(f"list {quote(tree)}", 0, lambda: self._inner.list_files(tree))
@@ -305,9 +358,13 @@ class _Reader:
     def __init__(self, inner: TreeReader, around: Around) -> None:
         self._inner, self._around = inner, around
 
-    async def read(self, file: NewFile, start: int, end: int) -> Block:
+    async def read(
+        self, file: NewFile, start: int, end: int, into: memoryview | None = None
+    ) -> Block:
         what = f"read {quote(file.path)}"
-        return await self._around(what, end - start, lambda: self._inner.read(file, start, end))
+        return await self._around(
+            what, end - start, lambda: self._inner.read(file, start, end, into)
+        )
 
     async def read_many(self, files: Sequence[NewFile]) -> list[bytes]:
         size_bytes = sum(file.size_bytes for file in files)
@@ -327,7 +384,7 @@ class _Writer:
             lambda: self._inner.write(file, offset, block),
         )
 
-    async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
         size_bytes = sum(len(data) for _, data in files)
         await self._around(
             f"write {len(files)} files", size_bytes, lambda: self._inner.write_many(files)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BusyError, IntegrityError, NotFoundError, quote
@@ -18,6 +18,7 @@ __all__ = [
     "candidates",
     "damaged_error",
     "find_commits",
+    "read_commit",
     "refuse_damaged",
 ]
 
@@ -30,6 +31,7 @@ class Commit:
         location: where it is.
         step, epoch, sequence, created: what it is ordered by; see the manifest's header.
         identity: digest of the content; empty if the manifest is damaged.
+        attempt: what wrote it; equal content that is committed again has another one.
         part_of: identity of the commit that this is a restored part of, or None.
         damaged: why the manifest cannot be read, or None.
     """
@@ -42,6 +44,7 @@ class Commit:
     sequence: int = 1
     created: float = 0.0
     identity: str = ""
+    attempt: str = ""
     files: int = 0
     size_bytes: int = 0
     part_of: str | None = None
@@ -59,6 +62,7 @@ class Commit:
             sequence=header.sequence,
             created=header.created,
             identity=header.identity,
+            attempt=header.attempt,
             files=header.files,
             size_bytes=header.size_bytes,
             part_of=header.part_of,
@@ -112,25 +116,33 @@ async def find_commits(store: TreeStore, location: Location, tree: str) -> list[
     Raises:
         NotFoundError: there is nothing at all.
     """
-    found = [commit async for commit in _each(store, location, tree)]
-    return sorted(found, key=lambda commit: commit.order, reverse=True)
+    found = [await read_commit(store, location, tree, each.tree) async for each in store.find(tree)]
+    there = [commit for commit in found if commit is not None]
+    return sorted(there, key=lambda commit: commit.order, reverse=True)
 
 
-async def _each(store: TreeStore, location: Location, tree: str) -> AsyncIterator[Commit]:
-    async for name in store.find(tree):
-        below = name[len(tree) :].lstrip("/")
-        place = location / below if below else location
-        try:
-            yield Commit.of(place, await store.read_header(name))
-        except IntegrityError as exc:
-            yield Commit(
-                location=str(place), name=place.name, step=step_of(place.name), damaged=str(exc)
-            )
-        except (NotFoundError, BusyError):
-            continue  # deleted or replaced since the listing: not a commit at this moment
+async def read_commit(store: TreeStore, location: Location, tree: str, found: str) -> Commit | None:
+    """The commit at the tree `found`, by its header; a damaged one says so.
+
+    Args:
+        location, tree: from where it was found, as a location and in the store.
+
+    Returns:
+        None when it has been deleted, or is being replaced, since it was listed.
+    """
+    below = found[len(tree) :].lstrip("/")
+    place = location / below if below else location
+    try:
+        return Commit.of(place, await store.read_header(found))
+    except IntegrityError as exc:
+        return Commit(
+            location=str(place), name=place.name, step=step_of(place.name), damaged=str(exc)
+        )
+    except (NotFoundError, BusyError):
+        return None
 
 
-def candidates(found: list[Commit], remote: Location) -> list[Commit]:
+def candidates(found: Sequence[Commit], remote: Location) -> list[Commit]:
     """Newest first: the commit itself if it is sealed, else what is below it, else itself.
 
     A damaged one does not say which it is: then it comes before what is below.

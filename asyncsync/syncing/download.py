@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from ..clock import Clock
-from ..concurrency import Threads
 from ..errors import (
     ClashError,
     ConfigError,
@@ -19,7 +17,7 @@ from ..errors import (
     quote,
     quote_some,
 )
-from ..events import Committed, Observer, Planned, Skipped, ignore
+from ..events import Committed, Planned, Skipped, ignore
 from ..location import Location
 from ..manifest import DirectoryEntry, Entry, FileEntry, Header, Manifest
 from ..names import NEXT, new_attempt
@@ -27,9 +25,10 @@ from ..patterns import Selection
 from ..storage import Durability, Intent, NewFile, TreeStore, TreeWriter
 from ..storage.local import LocalTrees
 from ..transfer import Committed as CommittedSource
-from ..transfer import Directory, Engine, Scan, SourceFile, Tally, Unverified
+from ..transfer import Directory, Scan, SourceFile, Tally, Unverified
 from .base import Receipt
 from .decisions import LocalTree, RestorePlan, plan_restore
+from .tools import Tools
 from .upload import SyncPlan
 
 __all__ = ["Download", "DownloadRequest"]
@@ -89,24 +88,13 @@ class _Local:
 class Download:
     """One download. Arguments as for Upload; the local directory is written as any local tree."""
 
-    def __init__(
-        self,
-        request: DownloadRequest,
-        store: TreeStore,
-        tree: str,
-        *,
-        engine: Engine,
-        threads: Threads,
-        clock: Clock,
-        observe: Observer,
-        tool: str,
-    ) -> None:
+    def __init__(self, request: DownloadRequest, store: TreeStore, tree: str, tools: Tools) -> None:
         self._request, self._store, self._tree = request, store, tree
-        self._engine, self._threads, self._clock = engine, threads, clock
-        self._observe, self._tool = observe, tool
-        self._target = LocalTrees("/", threads)
+        self._tools, self._observe = tools, tools.observe
+        self._engine, self._threads, self._clock = tools.engine, tools.threads, tools.clock
+        self._target = LocalTrees("/", tools.threads)
         self._target_tree = request.local.lstrip("/")
-        self._tally = Tally(observe)
+        self._tally = Tally(tools.observe)
         self.identity: str | None = None
         """Which commit it is reading, once it knows."""
 
@@ -322,7 +310,7 @@ class Download:
             header = Header(
                 name=self._request.remote.name,
                 attempt=new_attempt(),
-                tool=self._tool,
+                tool=self._tools.name,
                 created=round(self._clock.now(), 3),
             )
             manifest = Manifest.of(header, outcome.entries.values())
@@ -382,11 +370,7 @@ class Download:
                 ),
                 self._store,
                 f"{self._tree}/{entry.path}".lstrip("/"),
-                engine=self._engine,
-                threads=self._threads,
-                clock=self._clock,
-                observe=self._observe,
-                tool=self._tool,
+                self._tools,
             )
             try:
                 receipts.append(await child.run())

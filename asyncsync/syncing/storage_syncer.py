@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,7 +32,7 @@ from ..location import Location
 from ..manifest import Kind
 from ..names import new_attempt
 from ..patterns import Selection
-from ..storage import Backoff, Deleted, Rate, TreeStore, equip_trees, open_trees, retry
+from ..storage import Backoff, Deleted, Rate, Stores, TreeStore, retry
 from ..transfer import Bounds, Engine, Inspected, Links, Tally
 from ..units import MIB
 from ..version import __version__
@@ -48,13 +48,15 @@ from .commits import (
 )
 from .decisions import check_overlap
 from .download import Download, DownloadRequest
+from .follow import Watch, poll
+from .newest import Look, Newest
 from .requests import local_path, upload_request
+from .tools import Tools
 from .upload import Request, SyncPlan, Upload
 
 __all__ = ["StorageSyncer"]
 
 T = TypeVar("T")
-_TOOL = f"asyncsync {__version__}"
 _REREADS = 3
 _LAYOUT_VERSION = 1
 
@@ -89,7 +91,8 @@ class StorageSyncer:
         max_requests: reads and writes in progress at once.
         bwlimit: bytes per second that may move, over all syncs; None is no limit.
         sync_timeout: seconds that one sync may take as a whole; None is no limit.
-        observe: is called with every event; it must be quick.
+        observe: is called with every event; it must be quick. An observer given to a method
+            hears of that sync alone, and not of what concerns a store as a whole.
         clock: what it takes the time from.
     """
 
@@ -123,7 +126,14 @@ class StorageSyncer:
         self._engine = Engine(self._settings.bounds)
         self._threads = Threads(min(8, self._settings.bounds.max_requests))
         limit = self._settings.bwlimit
-        self._rate = Rate(limit, self._clock) if limit is not None else None
+        self._stores = Stores(
+            threads=self._threads,
+            clock=self._clock,
+            max_requests=self._settings.bounds.max_requests,
+            rate=Rate(limit, self._clock) if limit is not None else None,
+            observe=self._observe,
+        )
+        self._newest = Newest()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._active = 0
@@ -145,6 +155,7 @@ class StorageSyncer:
     async def aclose(self) -> None:
         """Let go of threads and connections. Again: no effect."""
         self._closed = True
+        await self._stores.aclose()
         self._threads.close()
 
     # -- up, down, delete
@@ -353,26 +364,46 @@ class StorageSyncer:
     async def latest(self, remote_dir: Path) -> Commit | None:
         """The newest commit below `remote_dir`, or the one there; None if there is none.
 
+        Asked again, it reads only what is new: without news it costs one request.
+
         Raises:
             IntegrityError: the newest one's manifest is damaged; names the next one.
         """
-        remote = Location.parse(remote_dir)
-        try:
-            found = candidates(await self._find(remote), remote)
-        except NotFoundError:
-            return None
-        if not found:
-            return None
-        newest = found[0]
-        if newest.damaged is None:
-            location = Location.parse(newest.location)
-            async with self._store(location, self._observe) as (store, tree):
-                try:
-                    manifest = await store.read_manifest(tree)
-                    return Commit.of(location, manifest.header)
-                except IntegrityError as exc:
-                    raise damaged_error(newest, str(exc), found[1:]) from exc
-        raise damaged_error(newest, newest.damaged, found[1:])
+        return (await self._look(Location.parse(remote_dir))).commit
+
+    async def _look(self, remote: Location) -> Look:
+        async with self._store(remote, self._observe) as (store, tree):
+            return await self._bounded(
+                "look at", remote, lambda: self._newest.look(store, remote, tree), self._observe
+            )
+
+    async def follow(
+        self, remote_dir: Path, *, period_s: float = 1.0
+    ) -> AsyncGenerator[Commit, None]:
+        """The newest commit at or below `remote_dir`, then each that takes its place; never ends.
+
+        A commit comes once. That the newest one was deleted is no news: one that has been there
+        before does not come again. Close the generator (`aclose`) when you leave it early.
+
+        A look without news is one small request. What is more than one level below, and rolling
+        trees beside the newest, are looked at every 30th time.
+
+        Args:
+            period_s: seconds between two looks.
+
+        Raises:
+            IntegrityError: the newest one's manifest is damaged; names the next one.
+            AsyncSyncError: looking failed, retries included. Following again starts anew.
+        """
+        if not period_s > 0:
+            raise ConfigError(f"period_s must be above 0, not {period_s!r}")
+        remote, watch = Location.parse(remote_dir), Watch()
+        while True:
+            async with self._store(remote, self._observe) as (store, tree):
+                news = await poll(watch, store, tree, lambda: self._look(remote))
+            if news is not None:
+                yield news
+            await self._clock.sleep(period_s)
 
     async def _find(self, remote: Location) -> list[Commit]:
         async with self._store(remote, self._observe) as (store, tree):
@@ -444,7 +475,12 @@ class StorageSyncer:
                 f"the root marker at {quote(str(remote))} is damaged; if this is the right place, "
                 "remove .asyncsync-root.json there and run doctor again"
             ) from exc
-        return ProbeReport(location=str(remote), capabilities=able, marker=marker.id)
+        return ProbeReport(
+            location=str(remote),
+            capabilities=able,
+            marker=marker.id,
+            clock_offset_s=able.clock_offset_s,
+        )
 
     # -- helpers
 
@@ -464,23 +500,13 @@ class StorageSyncer:
         if self._closed:
             raise ConfigError("this StorageSyncer is closed; open a new one")
         loop = asyncio.get_running_loop()
-        if self._active and loop is not self._loop:
+        if (self._active or self._stores.connected) and loop is not self._loop:
             raise ConfigError(
-                "this StorageSyncer is at work in another event loop; make one for each loop"
+                "this StorageSyncer is in use in another event loop; make one for each loop"
             )
         self._loop, self._active = loop, self._active + 1
         try:
-            store, tree = open_trees(location, threads=self._threads, clock=self._clock)
-            yield (
-                equip_trees(
-                    store,
-                    backoff=Backoff(),
-                    clock=self._clock,
-                    rate=self._rate,
-                    observe=observe,
-                ),
-                tree,
-            )
+            yield await self._stores.open(location, observe)
         finally:
             self._active -= 1
 
@@ -502,16 +528,7 @@ class StorageSyncer:
         )
 
     def _upload(self, request: Request, store: TreeStore, tree: str, observe: Observer) -> Upload:
-        return Upload(
-            request,
-            store,
-            tree,
-            engine=self._engine,
-            threads=self._threads,
-            clock=self._clock,
-            observe=observe,
-            tool=_TOOL,
-        )
+        return Upload(request, store, tree, self._tools(observe))
 
     async def _second(
         self, request: Request, store: TreeStore, tree: str, observe: Observer
@@ -530,15 +547,15 @@ class StorageSyncer:
     def _download(
         self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer
     ) -> Download:
-        return Download(
-            request,
-            store,
-            tree,
+        return Download(request, store, tree, self._tools(observe))
+
+    def _tools(self, observe: Observer) -> Tools:
+        return Tools(
             engine=self._engine,
             threads=self._threads,
             clock=self._clock,
             observe=observe,
-            tool=_TOOL,
+            name=f"asyncsync {__version__}",
         )
 
     async def _download_current(

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from ..clock import Clock
-from ..concurrency import Threads
 from ..digest import digest
 from ..errors import (
     BusyError,
@@ -21,7 +19,7 @@ from ..errors import (
     quote,
     quote_some,
 )
-from ..events import Committed, Observer, Planned, Skipped, SourceChanged, ignore
+from ..events import Committed, Planned, Skipped, SourceChanged, ignore
 from ..location import Location
 from ..manifest import DirectoryEntry, Entry, FileEntry, Header, Kind, Manifest, NestedEntry
 from ..names import NEXT, new_attempt, sort_key
@@ -30,7 +28,6 @@ from ..storage import Durability, Intent, NewFile, TreeStore, TreeWriter
 from ..storage.local import LocalTrees
 from ..transfer import (
     Directory,
-    Engine,
     Links,
     Plan,
     Records,
@@ -41,6 +38,7 @@ from ..transfer import (
 )
 from .base import Receipt
 from .decisions import may_replace, step_of
+from .tools import Tools
 
 __all__ = ["Request", "SyncPlan", "Upload"]
 
@@ -115,30 +113,18 @@ class Upload:
 
     Args:
         store, tree: the target.
-        engine, threads: the bounds it works within.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        store: TreeStore,
-        tree: str,
-        *,
-        engine: Engine,
-        threads: Threads,
-        clock: Clock,
-        observe: Observer,
-        tool: str,
-    ) -> None:
+    def __init__(self, request: Request, store: TreeStore, tree: str, tools: Tools) -> None:
         self._request, self._store, self._tree = request, store, tree
-        self._engine, self._threads, self._clock = engine, threads, clock
-        self._observe, self._tool = observe, tool
+        self._tools, self._observe = tools, tools.observe
+        self._engine, self._threads, self._clock = tools.engine, tools.threads, tools.clock
         self._where = quote(str(request.remote))
         self._writer = digest(
             f"{platform.node()}\n{request.local}".encode(errors="surrogateescape")
         )
         self._records = Records(request.local)
-        self._tally = Tally(observe)
+        self._tally = Tally(tools.observe)
 
     async def plan(self) -> SyncPlan:
         """What `run` would do; writes nothing."""
@@ -240,9 +226,9 @@ class Upload:
         """Commits that lie inside the target: trees of their own, which this one only names."""
         entries = list[NestedEntry]()
         try:
-            async for name in self._store.find(self._tree):
-                path = name[len(self._tree) :].lstrip("/")
-                if path and (header := await self._header(name)) is not None:
+            async for found in self._store.find(self._tree):
+                path = found.tree[len(self._tree) :].lstrip("/")
+                if path and (header := await self._header(found.tree)) is not None:
                     entries.append(NestedEntry(path, header.identity))
         except NotFoundError:
             return ()
@@ -354,16 +340,8 @@ class Upload:
                 replace=self._request.replace,
                 links=self._request.links,
             )
-            child = Upload(
-                request,
-                self._store,
-                f"{self._tree}/{path}".lstrip("/"),
-                engine=self._engine,
-                threads=self._threads,
-                clock=self._clock,
-                observe=self._observe,
-                tool=self._tool,
-            )
+            tree = f"{self._tree}/{path}".lstrip("/")
+            child = Upload(request, self._store, tree, self._tools)
             entries.append(NestedEntry(path, (await child.run()).identity))
         return tuple(entries)
 
@@ -487,7 +465,7 @@ class Upload:
             sequence=previous.header.sequence + 1 if previous else 1,
             attempt=attempt,
             writer=self._writer,
-            tool=self._tool,
+            tool=self._tools.name,
             created=round(self._clock.now(), 3),
             parent=previous.identity if previous else None,
         )

@@ -116,7 +116,7 @@ async def load(store: TreeStore, tree: str) -> dict[str, bytes]:
 
 
 async def _found(store: TreeStore, tree: str) -> list[str]:
-    return sorted([name async for name in store.find(tree)])
+    return sorted([found.tree async for found in store.find(tree)])
 
 
 class _FailureError(Exception):
@@ -124,7 +124,13 @@ class _FailureError(Exception):
 
 
 class TreeStoreContract:
-    """A subclass supplies the `store` fixture, empty, and where it can the two hooks."""
+    """A subclass supplies the `store` fixture, empty, and where it can the two hooks.
+
+    Attributes:
+        line_breaks: False for a store that refuses names with line breaks in them.
+    """
+
+    line_breaks = True
 
     @pytest.fixture
     def store(self) -> object:
@@ -583,6 +589,32 @@ class TreeStoreContract:
         assert await _found(store, "exp/trial") == ["exp/trial/ckpt_1", "exp/trial/ckpt_2"]
         assert len(await _found(store, "")) == 4
 
+    async def test_what_is_found_has_a_tag_that_changes_with_it(self, store: TreeStore) -> None:
+        first = await save(store, "exp/tree", OLD)
+        before = [found async for found in store.find("exp")]
+        again = [found async for found in store.find("exp")]
+        await save(store, "exp/tree", NEW, over=first)
+        after = [found async for found in store.find("exp")]
+
+        assert before == again
+        assert [found.tree for found in after] == ["exp/tree"]
+        assert after[0].tag != before[0].tag
+
+    async def test_a_glance_sees_the_tree_and_the_names_below(self, store: TreeStore) -> None:
+        nothing = await store.glance("exp")
+        await save(store, "exp/ckpt_1", OLD)
+        below = await store.glance("exp")
+        first = await save(store, "exp", OLD, in_place=True)
+        here = await store.glance("exp")
+        await save(store, "exp", NEW, over=first, in_place=True)
+        changed = await store.glance("exp")
+
+        assert nothing == ("", frozenset())
+        assert below == ("", frozenset({"ckpt_1"}))
+        assert here.tag
+        assert here.names == {"ckpt_1", "d"}
+        assert changed.tag not in ("", here.tag)
+
     # -- damage
 
     async def test_nothing_there_is_not_found(self, store: TreeStore) -> None:
@@ -660,6 +692,11 @@ class TreeStoreContract:
         ],
     )
     async def test_a_name_comes_back_to_the_letter(self, store: TreeStore, path: str) -> None:
+        if "\n" in path and not self.line_breaks:
+            with pytest.raises(RefusedError, match="rename it"):
+                await save(store, "tree", {path: b"here"})
+            assert await self.raw(store, "tree") == {}
+            return
         await save(store, "tree", {path: b"here"})
 
         assert [file.path for file in await store.list_files("tree")] == [path]

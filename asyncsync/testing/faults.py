@@ -8,7 +8,17 @@ from typing import Literal, Protocol, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
-from ..storage.objects import Capabilities, Condition, Data, ObjectInfo, ObjectStore, Part, Upload
+from ..storage.objects import (
+    Capabilities,
+    Condition,
+    Data,
+    Examined,
+    Fetched,
+    ObjectInfo,
+    ObjectStore,
+    Part,
+    Upload,
+)
 
 __all__ = ["CancelAt", "FailAt", "Fault", "FaultyObjects"]
 
@@ -102,9 +112,15 @@ class FaultyObjects:
         return await self._fault(lambda: self._inner.head(key))
 
     async def get(
-        self, key: str, start: int = 0, end: int | None = None, *, tag: str | None = None
-    ) -> bytes:
-        return await self._fault(lambda: self._inner.get(key, start, end, tag=tag))
+        self,
+        key: str,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        tag: str | None = None,
+        into: memoryview | None = None,
+    ) -> Fetched:
+        return await self._fault(lambda: self._inner.get(key, start, end, tag=tag, into=into))
 
     async def put(self, key: str, data: Data, *, condition: Condition | None = None) -> ObjectInfo:
         return await self._fault(lambda: self._inner.put(key, data, condition=condition))
@@ -115,6 +131,13 @@ class FaultyObjects:
     async def scan(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         async def collect() -> list[ObjectInfo]:
             return [info async for info in self._inner.scan(prefix)]
+
+        for info in await self._fault(collect):
+            yield info
+
+    async def scan_level(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        async def collect() -> list[ObjectInfo]:
+            return [info async for info in self._inner.scan_level(prefix)]
 
         for info in await self._fault(collect):
             yield info
@@ -141,6 +164,9 @@ class FaultyObjects:
 
         for upload in await self._fault(collect):
             yield upload
+
+    async def examine(self) -> Examined:
+        return await self._fault(self._inner.examine)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -14,19 +14,36 @@ __all__ = ["Committed", "Inspected", "Unverified"]
 
 
 class Committed:
-    """Reads files of a manifest; raises IntegrityError for bytes that it does not describe."""
+    """Reads files of a manifest; raises IntegrityError for bytes that it does not describe.
+
+    They may have been changed on the way: so they are read twice before that is said.
+    """
 
     def __init__(self, reader: TreeReader, where: str) -> None:
         self._reader, self._where = reader, where
 
     async def read_many(self, files: Sequence[FileEntry]) -> list[Piece | Moving]:
         blocks = await self._reader.read_many([_new(file) for file in files])
-        return [self._piece(file, 0, Block(data)) for file, data in zip(files, blocks, strict=True)]
+        pieces: list[Piece | Moving] = []
+        for file, data in zip(files, blocks, strict=True):
+            try:
+                pieces.append(self._piece(file, 0, Block(data)))
+            except IntegrityError:
+                [again] = await self._reader.read_many([_new(file)])
+                pieces.append(self._piece(file, 0, Block(again)))
+        return pieces
 
-    async def read(self, file: FileEntry, number: int) -> Piece:
+    async def read(self, file: FileEntry, number: int, into: memoryview) -> Piece:
         start = number * CHUNK_BYTES
         end = min(file.size_bytes, start + CHUNK_BYTES)
-        return self._piece(file, number, await self._reader.read(_new(file), start, end))
+        for last in (False, True):
+            block = await self._reader.read(_new(file), start, end, into)
+            try:
+                return self._piece(file, number, block)
+            except IntegrityError:
+                if last:
+                    raise
+        raise AssertionError("unreachable: the loop returns or raises")
 
     async def confirm(self, file: FileEntry, chunks: Sequence[str]) -> None:
         """Nothing to do: every chunk was compared on its own."""
@@ -64,9 +81,9 @@ class Inspected(Committed):
                 return [self._note(files[0], exc)]
         return [(await self.read_many([file]))[0] for file in files]
 
-    async def read(self, file: FileEntry, number: int) -> Piece:
+    async def read(self, file: FileEntry, number: int, into: memoryview) -> Piece:
         try:
-            return await super().read(file, number)
+            return await super().read(file, number, into)
         except IntegrityError as exc:
             raise self._note(file, exc) from exc
 
@@ -85,9 +102,10 @@ class Unverified:
         blocks = await self._reader.read_many(files)
         return [Piece(Block(data), digest(data)) for data in blocks]
 
-    async def read(self, file: NewFile, number: int) -> Piece:
+    async def read(self, file: NewFile, number: int, into: memoryview) -> Piece:
         start = number * CHUNK_BYTES
-        block = await self._reader.read(file, start, min(file.size_bytes, start + CHUNK_BYTES))
+        end = min(file.size_bytes, start + CHUNK_BYTES)
+        block = await self._reader.read(file, start, end, into)
         return Piece(block, digest(block.data))
 
     async def confirm(self, file: NewFile, chunks: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ class Source(Protocol[F_contra]):
     """Where bytes come from, each piece with its digest."""
 
     async def read_many(self, files: Sequence[F_contra]) -> list[Piece | Moving]: ...
-    async def read(self, file: F_contra, number: int) -> Piece: ...
+    async def read(self, file: F_contra, number: int, into: memoryview) -> Piece: ...
     async def confirm(self, file: F_contra, chunks: Sequence[str]) -> None: ...
 
 
@@ -126,7 +126,7 @@ class _Writing(_Use[F]):
         await super().part(file, offset, block)
 
     async def many(self, batch: Sequence[tuple[F, Piece]]) -> None:
-        await self._writer.write_many([(_new(f), bytes_of(piece)) for f, piece in batch])
+        await self._writer.write_many([(_new(f), piece.block.data) for f, piece in batch])
         await super().many(batch)
 
 
@@ -211,8 +211,8 @@ class Engine:
         async def act(number: int) -> None:
             start = number * CHUNK_BYTES
             size = min(CHUNK_BYTES, file.size_bytes - start)
-            async with self._requests, self._budget.borrow(size):
-                piece = await source.read(file, number)
+            async with self._requests, self._budget.buffer(size) as buffer:
+                piece = await source.read(file, number, buffer)
                 chunks[number] = piece.digest
                 await use.part(file, start, piece.block)
 
@@ -236,12 +236,6 @@ def batches(files: Sequence[F]) -> Iterator[list[F]]:
         size += file.size_bytes
     if batch:
         yield batch
-
-
-def bytes_of(piece: Piece) -> bytes | bytearray:
-    """The bytes of a small file's only piece."""
-    data = piece.block.data
-    return bytes(data) if isinstance(data, memoryview) else data
 
 
 def _new(file: File) -> NewFile:

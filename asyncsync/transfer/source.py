@@ -162,10 +162,13 @@ class Directory:
         with os_errors("source", self.path):
             return await self._threads.run(self._read_many, files)
 
-    async def read(self, file: SourceFile, number: int) -> Piece:
-        """Chunk `number` of a file. Raises Moving when the file is not what the walk saw."""
+    async def read(self, file: SourceFile, number: int, into: memoryview | None = None) -> Piece:
+        """Chunk `number` of a file, put into `into` when that is given.
+
+        Raises Moving when the file is not what the walk saw.
+        """
         with os_errors("source", f"{self.path}/{file.path}"):
-            return await self._threads.run(self._read, file, number)
+            return await self._threads.run(self._read, file, number, into)
 
     async def confirm(self, file: SourceFile, chunks: Sequence[str]) -> None:
         """Check, after its last read, that `chunks` are the digests of one version of the file.
@@ -215,7 +218,7 @@ class Directory:
                 found.append(moving)
         return found
 
-    def _read(self, file: SourceFile, number: int) -> Piece:
+    def _read(self, file: SourceFile, number: int, into: memoryview | None = None) -> Piece:
         start = number * CHUNK_BYTES
         end = min(file.size_bytes, start + CHUNK_BYTES)
         fd = self._open(file)
@@ -223,10 +226,10 @@ class Directory:
             found = os.fstat(fd)
             if not self._acceptable(file, found):
                 raise Moving(file.path)
-            piece = _read_piece(fd, file, start, end, sparse=_is_sparse(found))
+            piece = _read_piece(fd, file, start, end, into, sparse=_is_sparse(found))
             if piece.block.extents and _stamp(os.fstat(fd)) != file[1:]:
                 # A hole may have been filled after we had looked where the holes are.
-                return _read_piece(fd, file, start, end, sparse=False)
+                return _read_piece(fd, file, start, end, into, sparse=False)
             return piece
         finally:
             os.close(fd)
@@ -248,7 +251,7 @@ class Directory:
             for number, expected in enumerate(chunks):
                 start = number * CHUNK_BYTES
                 end = min(file.size_bytes, start + CHUNK_BYTES)
-                piece = _read_piece(fd, file, start, end, sparse=False)
+                piece = _read_piece(fd, file, start, end, None, sparse=False)
                 if piece.digest != expected:
                     raise Moving(file.path)
         finally:
@@ -286,11 +289,13 @@ def _is_sparse(found: os.stat_result) -> bool:
     return found.st_blocks * 512 < found.st_size
 
 
-def _read_piece(fd: int, file: SourceFile, start: int, end: int, *, sparse: bool) -> Piece:
+def _read_piece(
+    fd: int, file: SourceFile, start: int, end: int, into: memoryview | None, *, sparse: bool
+) -> Piece:
     extents = data_extents(fd, start, end) if sparse else None
     if extents == () and end > start:
         return Piece(Block(zeros(end - start), ()), zeros_digest(end - start))
-    data = read_at(fd, end - start, start)
+    data = read_at(fd, end - start, start, into)
     if len(data) < end - start:
         raise Moving(file.path)
     return Piece(Block(data, extents), digest(data))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from asyncsync.concurrency import Threads
-from asyncsync.storage import Backoff, Rate, TreeStore, equip_trees
+from asyncsync.storage import Backoff, Rate, TreeStore
 from asyncsync.storage.local import LocalTrees
+from asyncsync.storage.wrappers import equip_trees
 from asyncsync.testing import FakeClock, TreeStoreContract
 
 

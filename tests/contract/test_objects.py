@@ -13,6 +13,7 @@ from asyncsync.storage.objects import (
     Capabilities,
     Condition,
     Data,
+    Fetched,
     ObjectInfo,
     Part,
     Upload,
@@ -83,9 +84,15 @@ class DeletesByPrefix(MemoryObjects):
 
 class CountsTheEndIn(MemoryObjects):
     async def get(
-        self, key: str, start: int = 0, end: int | None = None, *, tag: str | None = None
-    ) -> bytes:
-        return await super().get(key, start, None if end is None else end + 1, tag=tag)
+        self,
+        key: str,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        tag: str | None = None,
+        into: memoryview | None = None,
+    ) -> Fetched:
+        return await super().get(key, start, None if end is None else end + 1, tag=tag, into=into)
 
 
 class KeepsOneTag(MemoryObjects):

@@ -14,14 +14,16 @@ from asyncsync.manifest import Manifest, encode
 from asyncsync.names import MANIFEST, is_ours
 from asyncsync.storage.committed import CommittedTrees
 from asyncsync.storage.memory import MemoryObjects
-from asyncsync.storage.objects import Capabilities
+from asyncsync.storage.objects import Capabilities, Data
 from asyncsync.storage.retrying import Backoff
 from asyncsync.storage.trees import (
     Block,
     Deleted,
     Durability,
+    Glance,
     Intent,
     NewFile,
+    Sighting,
     TreeCapabilities,
     TreeReader,
     TreeStore,
@@ -50,7 +52,7 @@ class OverMemory(TreeStoreContract):
         assert [upload async for upload in self.memory.scan_uploads("")] == []
         prefix = f"{tree}/" if tree else ""
         keys = [info.key async for info in self.memory.scan(prefix)]
-        return {key[len(prefix) :]: await self.memory.get(key) for key in keys}
+        return {key[len(prefix) :]: bytes((await self.memory.get(key)).data) for key in keys}
 
 
 class TestCommitted(OverMemory):
@@ -117,7 +119,7 @@ class LyingWriter:
     async def write(self, file: NewFile, offset: int, block: Block) -> None:
         await self.inner.write(file, offset, block)
 
-    async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
         await self.inner.write_many(files)
 
     async def discard(self, path: str) -> None:
@@ -129,7 +131,7 @@ class LyingWriter:
 
 class CommitsBeforeTheLastFile(Liar):
     class Writer(LyingWriter):
-        async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+        async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
             await self.inner.write_many(files)
             there = make_manifest({file.path: bytes(data) for file, data in files})
             text = b"".join(encode(there))
@@ -144,7 +146,7 @@ class KeepsStaleExtras(Liar):
         async def commit(self, manifest: Manifest) -> Durability:
             memory = self.liar.memory
             before = [info.key async for info in memory.scan(f"{self.tree}/")]
-            data = {key: await memory.get(key) for key in before}
+            data = {key: (await memory.get(key)).data for key in before}
             level = await self.inner.commit(manifest)
             for key in before:
                 path = key.removeprefix(f"{self.tree}/")
@@ -295,8 +297,10 @@ class FillsUpWhatIsShort(Liar):
         memory = self.memory
 
         class Reader:
-            async def read(self, file: NewFile, start: int, end: int) -> Block:
-                data = await memory.get(f"{tree}/{file.path}", start, end)
+            async def read(
+                self, file: NewFile, start: int, end: int, into: memoryview | None = None
+            ) -> Block:
+                data = bytes((await memory.get(f"{tree}/{file.path}", start, end)).data)
                 return Block(data.ljust(end - start, b"\0"))
 
             async def read_many(self, files: Sequence[NewFile]) -> list[bytes]:
@@ -312,10 +316,27 @@ class ProbesAndLeaves(Liar):
 
 
 class FindsTooMuch(Liar):
-    async def find(self, tree: str) -> AsyncIterator[str]:
+    async def find(self, tree: str) -> AsyncIterator[Sighting]:
         for info in [i async for i in self.memory.scan(tree)]:
             if info.key.endswith(MANIFEST):
-                yield info.key.rpartition("/")[0]
+                yield Sighting(info.key.rpartition("/")[0], info.tag)
+
+
+class SaysThatNothingChanged(Liar):
+    async def find(self, tree: str) -> AsyncIterator[Sighting]:
+        async for found in super().find(tree):
+            yield Sighting(found.tree, "always")
+
+
+class GlancesAtNothing(Liar):
+    async def glance(self, tree: str) -> Glance:
+        return Glance("", frozenset())
+
+
+class GlancesTooDeep(Liar):
+    async def glance(self, tree: str) -> Glance:
+        names = [info.key async for info in self.memory.scan(f"{tree}/")]
+        return Glance("", frozenset(names))
 
 
 LIES: dict[type[Liar], tuple[str, dict[str, Any]]] = {
@@ -349,6 +370,9 @@ LIES: dict[type[Liar], tuple[str, dict[str, Any]]] = {
     FillsUpWhatIsShort: ("test_a_file_that_lost_bytes_is_not_read", {"data": b"on"}),
     ProbesAndLeaves: ("test_a_probe_leaves_nothing", {}),
     FindsTooMuch: ("test_find_names_the_tree_and_those_below", {}),
+    SaysThatNothingChanged: ("test_what_is_found_has_a_tag_that_changes_with_it", {}),
+    GlancesAtNothing: ("test_a_glance_sees_the_tree_and_the_names_below", {}),
+    GlancesTooDeep: ("test_a_glance_sees_the_tree_and_the_names_below", {}),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Literal
 
@@ -12,94 +11,27 @@ import pytest
 from asyncsync.errors import (
     AsyncSyncError,
     BusyError,
-    IntegrityError,
     NotFoundError,
     TransientError,
 )
-from asyncsync.manifest import Header, Manifest
-from asyncsync.names import MANIFEST, new_attempt
+from asyncsync.names import MANIFEST
 from asyncsync.storage import ObjectStore
 from asyncsync.storage.committed import CommittedTrees, writer
 from asyncsync.storage.memory import MemoryObjects
 from asyncsync.storage.objects import Capabilities
 from asyncsync.storage.retrying import Backoff
-from asyncsync.storage.trees import Block, Intent, NewFile, TreeWriter
 from asyncsync.storage.wrappers import equip_objects
 from asyncsync.testing import CancelAt, FailAt, FakeClock, FaultyObjects
-from asyncsync.testing.contract_trees import load, make_manifest, new_files
+from asyncsync.testing.contract_trees import load
 
-OLD = {"a": b"old", "d/kept": b"kept in both", "d/gone": b"gone", "d/big": b"big and old"}
-NEW = {"a": b"new", "d/kept": b"kept in both", "e/more": b"more", "d/big": b"big and new"}
-CHUNK = 4  # so that the files of eleven bytes are big ones
+from .committed_scenarios import CHUNK, SCENARIOS, Act, check_whole, sync
 
 When = Literal["before", "after"]
-Act = Callable[[CommittedTrees], Awaitable[object]]
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "CHUNK_BYTES", CHUNK)
-
-
-def sync(files: dict[str, bytes], *, in_place: bool, by: str = "me") -> Act:
-    """What the engine does: look, send what differs, commit; the same content is confirmed."""
-
-    async def act(store: CommittedTrees) -> None:
-        try:
-            old = await store.read_manifest("tree")
-        except NotFoundError:
-            old = None
-        if old is not None and old.identity == make_manifest(files).identity:
-            await store.confirm("tree")
-        else:
-            await send(store, files, old, in_place=in_place, by=by)
-
-    return act
-
-
-async def send(
-    store: CommittedTrees, files: dict[str, bytes], old: Manifest | None, *, in_place: bool, by: str
-) -> None:
-    attempt = new_attempt()
-    entries = make_manifest(files).files
-    there = old.files if old else {}
-    changed = {p: d for p, d in files.items() if p not in there or there[p] != entries[p]}
-    manifest = Manifest.of(Header(attempt=attempt, writer=by), entries.values())
-    intent = Intent(
-        attempt=attempt,
-        expect=old.identity if old else None,
-        in_place=in_place,
-        writer=by,
-        files=new_files(changed),
-    )
-    async with store.begin("tree", intent) as target:
-        await put(target, changed)
-        try:
-            await target.commit(manifest)
-        except IntegrityError as exc:  # a dead attempt had overwritten what was to be kept
-            await put(target, {path: files[path] for path in exc.paths})
-            await target.commit(manifest)
-
-
-async def put(target: TreeWriter, files: dict[str, bytes]) -> None:
-    for path, data in files.items():
-        for at in range(0, max(1, len(data)), CHUNK):
-            await target.write(NewFile(path, len(data)), at, Block(data[at : at + CHUNK]))
-
-
-async def delete(store: CommittedTrees) -> None:
-    try:
-        await store.delete("tree")
-    except NotFoundError:
-        return
-
-
-SCENARIOS: dict[str, tuple[dict[str, bytes] | None, Act, dict[str, bytes] | None]] = {
-    "new": (None, sync(NEW, in_place=False), NEW),
-    "update": (OLD, sync(NEW, in_place=True), NEW),
-    "replace": (OLD, sync(NEW, in_place=False), NEW),
-    "delete": (OLD, delete, None),
-}
 
 
 class Bench:
@@ -127,7 +59,9 @@ class Bench:
             manifest = await self.client(self.memory).read_manifest("tree")
         except NotFoundError:
             return None
-        return {path: await self.memory.get(f"tree/{path}") for path in manifest.files}
+        return {
+            path: bytes((await self.memory.get(f"tree/{path}")).data) for path in manifest.files
+        }
 
     async def finish(self, act: Act) -> None:
         """The next run, by another process; it waits until a dead attempt counts as such."""
@@ -144,27 +78,10 @@ class Bench:
 
         assert keys == names
         assert [u async for u in self.memory.scan_uploads("")] == []
-        assert await self.memory.get("tree/foreign") == b"theirs"
-        assert await self.memory.get("tree2/a") == b"neighbor"
+        assert (await self.memory.get("tree/foreign")).data == b"theirs"
+        assert (await self.memory.get("tree2/a")).data == b"neighbor"
         if expected is not None:
             assert await load(self.client(self.memory), "tree") == expected
-
-
-def check_whole(
-    found: dict[str, bytes] | None,
-    old: dict[str, bytes] | None,
-    new: dict[str, bytes] | None,
-    *,
-    in_place: bool,
-) -> None:
-    """Old, new or not there; in place, every file is old or new until the manifest is new."""
-    if found is None:
-        assert old is None or not in_place
-        return
-    if in_place and found.keys() == (old or {}).keys():
-        assert all(data in ((old or {})[p], (new or {}).get(p)) for p, data in found.items())
-        return
-    assert found in (old, new)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -22,6 +22,8 @@ import pytest
 from asyncsync.cli.app import main
 from asyncsync.cli.runner import World
 
+from ..servers import Server
+
 COMMAND = [sys.executable, "-m", "asyncsync"]
 MIB = 1024 * 1024
 
@@ -217,7 +219,7 @@ def newest_is_damaged(place: Place) -> Command:
 
 BAD: dict[str, tuple[Callable[[Place], Command], int, str]] = {
     "unknown scheme": (lambda p: ("up", p.source, "bogus://x/y"), 2, "fsspec"),
-    "scheme that is not built": (lambda p: ("up", p.source, "s3://bucket/x"), 2, "not built"),
+    "scheme that is not built": (lambda p: ("up", p.source, "peer://host/x"), 2, "not built"),
     "source missing": (lambda p: ("up", p.work / "no", p.work / "x"), 3, "does not exist"),
     "source is a file": (lambda p: ("up", p.source / "weights", p.work / "x"), 2, "is a file"),
     "source empty": (lambda p: ("up", p.new("empty"), p.ckpt), 6, "is empty"),
@@ -273,6 +275,104 @@ def test_bad_input_is_one_line_with_the_exit_code_of_its_class(
     assert ran.err.count("\n") == 1
     assert tree(store) == before
     assert not (tmp_path / "target").exists()
+
+
+# ---------------------------------------------------------------- object stores
+
+
+@pytest.fixture
+def on_moto(moto: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket of a server that keeps two writers apart."""
+    return _enter(moto, monkeypatch)
+
+
+@pytest.fixture
+def on_rclone(rclone: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket of a server that checks signatures and knows no conditions."""
+    return _enter(rclone, monkeypatch)
+
+
+def _enter(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in server.environ.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{server.bucket()}"
+
+
+@pytest.mark.slow
+def test_what_goes_up_to_a_bucket_comes_down(source: Path, on_moto: str, tmp_path: Path) -> None:
+    up = run("up", source, f"{on_moto}/run/ckpt", "--step", "7")
+    listed = run("ls", on_moto, "--json")
+    down = run("restore", f"{on_moto}/run", tmp_path / "back")
+    removed = run("rm", f"{on_moto}/run/ckpt", "--yes")
+
+    assert [up.code, listed.code, down.code, removed.code] == [0, 0, 0, 0]
+    assert "warning" not in up.err
+    assert listed.lines[0]["location"] == f"{on_moto}/run/ckpt"
+    assert tree(tmp_path / "back") == tree(source)
+    assert run("ls", on_moto, "--json").lines[-1]["commits"] == 0
+
+
+CLOUD: dict[str, tuple[dict[str, str], str, int, str]] = {
+    "no such bucket": ({}, "s3://not-the-name-of-one/x", 2, "create the bucket"),
+    "no credentials": (
+        {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+        "{bucket}/x",
+        7,
+        "AWS_ACCESS_KEY_ID",
+    ),
+    "wrong credentials": (
+        {"AWS_SECRET_ACCESS_KEY": "hush-hush"},
+        "{bucket}/x",
+        7,
+        "check the secret key",
+    ),
+    "no such profile": ({"AWS_PROFILE": "nobody"}, "{bucket}/x", 2, "nobody"),
+    "malformed endpoint": ({"AWS_ENDPOINT_URL": "127.0.0.1"}, "{bucket}/x", 2, "endpoint"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["up", "down", "ls", "doctor"])
+@pytest.mark.parametrize("name", CLOUD)
+def test_what_is_wrong_with_a_bucket_is_one_line_without_secrets(
+    name: str,
+    command: str,
+    source: Path,
+    on_rclone: str,
+    rclone: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environ, location, code, says = CLOUD[name]
+    for variable, value in environ.items():
+        monkeypatch.setenv(variable, value)
+    where = location.format(bucket=on_rclone)
+    arguments = {"up": (source, where), "down": (where, tmp_path / "x")}.get(command, (where,))
+    ran = run(command, *arguments)
+    loud = run(command, *arguments, "-v", "--json")
+
+    assert ran.code == loud.code == code
+    assert says in ran.err
+    assert ran.err.startswith("asyncsync: error: ")
+    assert ran.err.count("\n") == 1
+    for text in (ran.err, loud.err, loud.out):
+        assert rclone.secret_key not in text
+        assert "hush-hush" not in text
+
+
+@pytest.mark.slow
+def test_single_writer_mode_is_announced_once_by_each_command_that_writes(
+    source: Path, on_rclone: str
+) -> None:
+    up = run("up", source, f"{on_rclone}/ckpt")
+    again = run("up", source, f"{on_rclone}/other", "--json")
+    doctor = run("doctor", on_rclone)
+
+    assert up.code == again.code == doctor.code == 0
+    assert up.err.count("warning: ") == 1
+    assert f"warning: {on_rclone}: conditional writes do not work" in up.err
+    assert [line["event"] for line in again.lines].count("reduced") == 1
+    assert "SINGLE-WRITER MODE" in doctor.out
 
 
 def test_a_flipped_bit_spoils_only_its_own_commit(source: Path, store: Path) -> None:

@@ -18,6 +18,8 @@ from asyncsync.cli.demo import Run, _differences, _follow
 from asyncsync.cli.demo_protocol import Plan, Report, Stepped
 from asyncsync.cli.runner import World
 
+from ..servers import Server
+
 pytest.importorskip("numpy")
 
 
@@ -42,6 +44,27 @@ def test_the_main_job_runs_and_leaves_its_commits_where_they_were_wanted(tmp_pat
     assert sorted(p.name for p in Path(summary["location"], "checkpoints").iterdir()) == [
         f"step_{step:06}" for step in (12, 24, 36, 48)
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("name", "exclusive"), [("moto", True), ("rclone", False)])
+def test_the_main_job_runs_on_an_object_store_as_on_a_disk(
+    name: str, exclusive: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: Server = request.getfixturevalue(name)
+    for variable, value in server.environ.items():
+        monkeypatch.setenv(variable, value)
+    code, lines, err = run_demo("--to", f"s3://{server.bucket()}/demos")
+    claims = [line for line in lines if line["event"] == "claim"]
+    reduced = [line for line in lines if line["event"] == "reduced"]
+
+    assert code == 0, err
+    assert all(line["ok"] for line in claims)
+    assert len(claims) == 8
+    assert lines[-1]["skipped_bytes"] > 0
+    assert bool(reduced) is not exclusive  # single-writer mode is announced
+    assert server.secret_key not in err + str(lines)
 
 
 @pytest.mark.slow

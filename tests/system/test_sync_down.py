@@ -391,7 +391,7 @@ async def _damage(commit: str, path: str, change: Callable[[bytes], bytes] | Non
     if commit.startswith("memory://"):
         namespace, _, tree = commit.removeprefix("memory://").partition("/")
         objects = memory_objects(namespace)
-        data = await objects.get(f"{tree}/{path}")
+        data = bytes((await objects.get(f"{tree}/{path}")).data)
         if change is None:
             await objects.delete(f"{tree}/{path}")
         else:

@@ -5,7 +5,7 @@ A change that makes this file fail breaks somebody's program.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Literal, assert_type
 
@@ -41,6 +41,10 @@ async def one_shot(path: Path) -> None:
     async for commit in asyncsync.commits("memory://run"):
         assert_type(commit.step, int | None)
         assert_type(commit.damaged, str | None)
+        assert_type(commit.attempt, str)
+    following = asyncsync.follow("memory://run", period_s=0.5, observe=observe)
+    assert_type(following, AsyncGenerator[asyncsync.Commit, None])
+    await following.aclose()
 
 
 def observe(event: Event) -> None:
@@ -70,6 +74,9 @@ async def client(path: Path) -> None:
         assert_type(await syncer.restore("memory://run", path), asyncsync.Receipt)
         assert_type(await syncer.delete("memory://run"), Deleted)
         assert_type((await syncer.verify("memory://run")).failures, tuple[tuple[str, str], ...])
+        assert_type(await syncer.latest("memory://run"), asyncsync.Commit | None)
+        async for commit in syncer.follow("memory://run"):
+            assert_type(commit, asyncsync.Commit)
         takes_any(syncer)
 
 

@@ -19,13 +19,23 @@ from asyncsync.errors import (
     RefusedError,
     TransientError,
 )
+from asyncsync.location import Location
 from asyncsync.manifest import Header, Manifest, NestedEntry, encode
 from asyncsync.names import ATTEMPT, MANIFEST, new_attempt
 from asyncsync.storage.committed import CommittedTrees, place
 from asyncsync.storage.committed.record import Lease, Record, Sightings, read_record
 from asyncsync.storage.memory import MemoryObjects
-from asyncsync.storage.objects import Capabilities, Condition, Data, ObjectInfo, Part, Upload
+from asyncsync.storage.objects import (
+    Capabilities,
+    Condition,
+    Data,
+    Fetched,
+    ObjectInfo,
+    Part,
+    Upload,
+)
 from asyncsync.storage.trees import Block, Intent, NewFile, TreeWriter
+from asyncsync.syncing.commits import find_commits
 from asyncsync.testing import FakeClock, FaultyObjects
 from asyncsync.testing.contract_trees import (
     BIG,
@@ -206,7 +216,7 @@ async def test_a_record_of_another_release_is_never_overwritten() -> None:
         with pytest.raises(FormatError, match="of another release"):
             await save(trees(memory), "tree", NEW)
 
-        assert await memory.get(f"tree/{ATTEMPT}") == text
+        assert (await memory.get(f"tree/{ATTEMPT}")).data == text
 
 
 # -- lost answers, without anybody who tries again
@@ -276,7 +286,7 @@ async def test_the_record_lists_what_is_about_to_be_written_before_it_is() -> No
             self, key: str, data: Data, *, condition: Condition | None = None
         ) -> ObjectInfo:
             if not key.endswith((ATTEMPT, MANIFEST)):
-                record = msgspec.json.decode(await self.get(f"tree/{ATTEMPT}"))
+                record = msgspec.json.decode((await self.get(f"tree/{ATTEMPT}")).data)
                 seen.append(set(record["paths"]) & {key.removeprefix("tree/")})
             return await super().put(key, data, condition=condition)
 
@@ -325,7 +335,7 @@ async def test_a_foreign_file_that_appears_meanwhile_is_not_overwritten(theirs: 
 
     assert caught.value.paths == ("a",)
     assert await keys(memory) == ["tree/a"]
-    assert await memory.get("tree/a") == theirs
+    assert (await memory.get("tree/a")).data == theirs
 
 
 async def test_a_big_foreign_file_that_appears_meanwhile_is_not_overwritten() -> None:
@@ -338,7 +348,7 @@ async def test_a_big_foreign_file_that_appears_meanwhile_is_not_overwritten() ->
             await write_and_commit(writer, {"big": BIG})
 
     assert await keys(memory) == ["tree/big"]
-    assert await memory.get("tree/big") == theirs
+    assert (await memory.get("tree/big")).data == theirs
     assert [upload async for upload in memory.scan_uploads("")] == []
 
 
@@ -661,12 +671,18 @@ async def test_a_long_manifest_is_read_in_ranges_of_one_version(
         gets = 0
 
         async def get(
-            self, key: str, start: int = 0, end: int | None = None, *, tag: str | None = None
-        ) -> bytes:
+            self,
+            key: str,
+            start: int = 0,
+            end: int | None = None,
+            *,
+            tag: str | None = None,
+            into: memoryview | None = None,
+        ) -> Fetched:
             self.gets += 1
             if self.gets == 3:
                 await self.put(f"tree/{MANIFEST}", b"".join(encode(new)))
-            return await super().get(key, start, end, tag=tag)
+            return await super().get(key, start, end, tag=tag, into=into)
 
     memory = Replaced()
     await memory.put(f"tree/{MANIFEST}", b"".join(encode(old)))
@@ -696,7 +712,9 @@ async def test_a_listing_that_lags_behind_makes_no_commit() -> None:
     memory = Lagging()
     await save(trees(memory), "exp/there", OLD)
 
-    assert [name async for name in trees(memory).find("exp")] == ["exp/there"]
+    found = await find_commits(trees(memory), Location.parse("memory://x/exp"), "exp")
+
+    assert [commit.location for commit in found] == ["memory://x/exp/there"]
 
 
 async def test_the_durability_is_what_the_store_is_said_to_have() -> None:

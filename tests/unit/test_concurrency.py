@@ -253,7 +253,7 @@ async def test_the_budget_is_never_exceeded_and_everybody_is_served() -> None:
     async def borrow(size: int, turns: int) -> None:
         nonlocal most, served
         async with budget.borrow(size):
-            most = max(most, budget.used_bytes)
+            most = max(most, budget.used)
             await settle(turns)
         served += 1
 
@@ -264,7 +264,7 @@ async def test_the_budget_is_never_exceeded_and_everybody_is_served() -> None:
 
     assert served == 300
     assert 60 < most <= 100
-    assert budget.used_bytes == 0
+    assert budget.used == 0
 
 
 async def test_more_than_the_whole_budget_is_lent_to_one_alone() -> None:
@@ -273,7 +273,7 @@ async def test_more_than_the_whole_budget_is_lent_to_one_alone() -> None:
 
     async def borrow(size: int) -> None:
         async with budget.borrow(size):
-            seen.append(budget.used_bytes)
+            seen.append(budget.used)
             await settle(3)
 
     with anyio.fail_after(10):
@@ -326,7 +326,7 @@ async def test_a_cancelled_loan_is_given_back_to_who_waits(cancellations: int, t
         await got_it.wait()
         await asyncio.wait([holder, waiter])
 
-    assert budget.used_bytes == 0
+    assert budget.used == 0
 
 
 @pytest.mark.parametrize("turns", [None, 0, 1, 2, 3])
@@ -357,12 +357,12 @@ async def test_who_gives_up_waiting_holds_nothing_and_blocks_nobody(turns: int |
     first.cancel()
     with anyio.fail_after(10):
         await got_it.wait()
-    used = budget.used_bytes
+    used = budget.used
     second.cancel()
     await asyncio.wait([holder, first, second])
 
     assert used == 40
-    assert budget.used_bytes == 0
+    assert budget.used == 0
 
 
 # ---------------------------------------------------------------- each_bounded

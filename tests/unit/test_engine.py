@@ -13,6 +13,7 @@ from asyncsync.errors import AccessDeniedError, DeviceError, TransferError
 from asyncsync.events import Event, Moved, ignore
 from asyncsync.manifest import Manifest
 from asyncsync.storage import Block, Durability, NewFile
+from asyncsync.storage.objects import Data
 from asyncsync.transfer import Bounds, Engine, Outcome, Tally
 from asyncsync.transfer.engine import batches
 from asyncsync.transfer.source import Moving, Piece
@@ -63,7 +64,8 @@ class World:
             self._files.remove(names[0])
         return [Moving(f.path) if f.path in self._moving else _piece(f.size_bytes) for f in files]
 
-    async def read(self, file: NewFile, number: int) -> Piece:
+    async def read(self, file: NewFile, number: int, into: memoryview) -> Piece:
+        assert len(into) == min(CHUNK_BYTES, file.size_bytes - number * CHUNK_BYTES)
         offset = number * CHUNK_BYTES
         size_bytes = min(CHUNK_BYTES, file.size_bytes - offset)
         await self._take_off(file.path, offset, size_bytes)
@@ -82,7 +84,7 @@ class World:
         self.written[file.path] = self.written.get(file.path, 0) + len(block.data)
         self._land(file.path, offset)
 
-    async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
         await _a_while()
         self.written |= {file.path: len(data) for file, data in files}
         first = next(names[0] for names in self.batches if files[0][0].path in names)
@@ -268,9 +270,9 @@ async def test_the_commit_files_of_frameworks_begin_when_all_others_have_arrived
     arrived: list[set[str]] = []
     read, read_many = world.read, world.read_many
 
-    async def note(file: NewFile, number: int) -> Piece:
+    async def note(file: NewFile, number: int, into: memoryview) -> Piece:
         arrived.extend([set(world.written)] if file in marks else [])
-        return await read(file, number)
+        return await read(file, number, into)
 
     async def note_many(files: Sequence[NewFile]) -> list[Piece | Moving]:
         arrived.extend([set(world.written)] if files[0] in marks else [])

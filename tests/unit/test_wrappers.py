@@ -52,7 +52,7 @@ async def test_an_object_call_that_fails_is_tried_again_and_named() -> None:
     )
     await store.put("a b", b"x")
 
-    assert await store.get("a b") == b"x"
+    assert (await store.get("a b")).data == b"x"
     assert [event.what for event in events if isinstance(event, Retrying)] == ["put a b"]
 
 
@@ -140,7 +140,7 @@ async def test_a_call_that_waits_for_its_next_try_holds_no_slot() -> None:
                 await store.head("slow")
             await clock.advance(60)
 
-    assert await store.get("slow") == b"x"
+    assert (await store.get("slow")).data == b"x"
 
 
 async def test_a_slot_comes_back_after_failure_and_cancellation() -> None:

@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import (
     AsyncGenerator,
-    Awaitable,
     Callable,
     Iterable,
     Iterator,
@@ -17,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import anyio
 
-from ...concurrency import each_bounded
+from ...concurrency import each
 from ...digest import CHUNK_BYTES, digest
 from ...errors import IntegrityError, NotFoundError, PreconditionError, RefusedError, quote
 from ...manifest import MAX_MANIFEST_BYTES, FileEntry, Header, Manifest, decode, encode, read_header
@@ -26,12 +25,11 @@ from ...units import KIB, MIB
 from ..objects import Condition, ObjectInfo, ObjectStore
 from ..trees import NewFile
 
-__all__ = ["Found", "Place", "each", "of_tree"]
+__all__ = ["Found", "Place", "of_tree"]
 
 _RANGE_BYTES = 4 * MIB  # of a manifest, read at once
 _HEADER_BYTES = 64 * KIB
 _THREAD_BYTES = 1 * MIB  # manifests above this are encoded and decoded in a thread
-_REQUESTS = 16  # at once, for one step; equip_objects bounds them over all steps
 
 T = TypeVar("T")
 
@@ -41,19 +39,6 @@ class Found(NamedTuple):
 
     manifest: Manifest
     tag: str
-
-
-async def each(items: Iterable[T], action: Callable[[T], Awaitable[None]]) -> None:
-    """Run `action(item)` for every item, a few at a time; raises the first failure itself."""
-    try:
-        await each_bounded(_REQUESTS, items, action)
-    except ExceptionGroup as group:
-        raise _first(group) from None
-
-
-def _first(group: ExceptionGroup[Exception]) -> Exception:
-    one = group.exceptions[0]
-    return _first(one) if isinstance(one, ExceptionGroup) else one
 
 
 def of_tree(path: str) -> bool:
@@ -99,6 +84,8 @@ class Place:
                 reason = "it is not valid UTF-8, and object stores hold nothing else; rename it"
             elif len(key) > caps.max_key_bytes:
                 reason = f"its key is {len(key)} bytes long; {caps.max_key_bytes} is the limit"
+            elif refused := set(caps.refused_characters).intersection(file.path):
+                reason = f"this store keeps no names with {quote(min(refused))} in them; rename it"
             elif file.size_bytes > caps.max_parts * CHUNK_BYTES:
                 reason = f"it is larger than {caps.max_parts} parts of {CHUNK_BYTES} bytes"
             if reason:
@@ -116,35 +103,36 @@ class Place:
         """
         while True:
             try:
-                info = await self.objects.head(self.manifest_key)
-                data = await self._ranges(info)
+                first = await self.objects.get(self.manifest_key, 0, _RANGE_BYTES)
+                data = bytes(first.data) + await self._rest(first.info)
             except NotFoundError:
                 return None
             except PreconditionError:  # replaced between two ranges
                 continue
             with _naming(self.where):
-                return Found(await _offload(len(data), _decode, data), info.tag)
+                return Found(await _offload(len(data), _decode, data), first.info.tag)
 
-    async def _ranges(self, info: ObjectInfo) -> bytes:
+    async def _rest(self, info: ObjectInfo) -> bytes:
+        """The manifest behind its first range."""
         if info.size_bytes > MAX_MANIFEST_BYTES:
             raise IntegrityError(
                 f"the manifest of {self.where} is refused: it has {info.size_bytes} bytes",
                 side="source",
             )
         parts = [
-            await self.objects.get(info.key, start, start + _RANGE_BYTES, tag=info.tag)
-            for start in range(0, max(1, info.size_bytes), _RANGE_BYTES)
+            (await self.objects.get(info.key, start, start + _RANGE_BYTES, tag=info.tag)).data
+            for start in range(_RANGE_BYTES, info.size_bytes, _RANGE_BYTES)
         ]
         return b"".join(parts)
 
     async def header(self) -> Header | None:
         """The header of the manifest that is there, with one request."""
         try:
-            data = await self.objects.get(self.manifest_key, 0, _HEADER_BYTES)
+            data = (await self.objects.get(self.manifest_key, 0, _HEADER_BYTES)).data
         except NotFoundError:
             return None
         with _naming(self.where):
-            return read_header(data.partition(b"\n")[0])
+            return read_header(bytes(data).partition(b"\n")[0])
 
     async def put_manifest(self, manifest: Manifest, condition: Condition | None) -> None:
         """Write the manifest. PreconditionError as for any put."""
@@ -199,7 +187,7 @@ class Place:
         if info is None or info.size_bytes != entry.size_bytes:
             return False
         for number, start in enumerate(range(0, max(1, entry.size_bytes), CHUNK_BYTES)):
-            data = await self.objects.get(info.key, start, start + CHUNK_BYTES)
+            data = (await self.objects.get(info.key, start, start + CHUNK_BYTES)).data
             if await _offload(len(data), digest, data) != entry.chunk_digest(number):
                 return False
         return True

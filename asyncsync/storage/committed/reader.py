@@ -4,46 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...errors import IntegrityError, NotFoundError, quote
+from ...concurrency import each
+from ...errors import IntegrityError, NotFoundError, PreconditionError, quote
+from ..objects import Fetched
 from ..trees import Block, NewFile
-from .place import Place, each
+from .place import Place
 
 __all__ = ["CommittedReader"]
 
 
 class CommittedReader:
-    """See TreeReader. Objects are found by name; the caller compares digests."""
+    """See TreeReader. Objects are found by name; the caller compares digests.
+
+    All ranges of a file come from the object that the first one came from.
+    """
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        self._tags: dict[str, str] = {}
 
-    async def read(self, file: NewFile, start: int, end: int) -> Block:
-        # One byte more than listed shows an object that has grown.
-        data = await self._get(file, start, end + (end == file.size_bytes))
+    async def read(
+        self, file: NewFile, start: int, end: int, into: memoryview | None = None
+    ) -> Block:
+        data = (await self._get(file, start, end, into)).data
         if len(data) < end - start:
             raise self._wrong(file, f"ends after {start + len(data)} of {file.size_bytes} bytes")
-        if len(data) > end - start:
-            raise self._wrong(file, f"is longer than the {file.size_bytes} bytes committed")
         return Block(data)
 
     async def read_many(self, files: Sequence[NewFile]) -> list[bytes]:
         found: dict[str, bytes] = {}
 
         async def read(file: NewFile) -> None:
-            # One byte more than listed shows an object that has grown.
-            data = await self._get(file, 0, file.size_bytes + 1)
-            if len(data) != file.size_bytes:
-                raise self._wrong(file, f"is not {file.size_bytes} bytes long as committed")
-            found[file.path] = data
+            found[file.path] = bytes((await self._get(file, 0, file.size_bytes, None)).data)
 
         await each(files, read)
         return [found[file.path] for file in files]
 
-    async def _get(self, file: NewFile, start: int, end: int) -> bytes:
+    async def _get(self, file: NewFile, start: int, end: int, into: memoryview | None) -> Fetched:
+        key, tag = self._place.key(file.path), self._tags.get(file.path)
         try:
-            return await self._place.objects.get(self._place.key(file.path), start, end)
+            fetched = await self._place.objects.get(key, start, end, tag=tag, into=into)
         except NotFoundError:
             raise self._wrong(file, "is missing") from None
+        except PreconditionError:
+            raise self._wrong(file, "was replaced while it was read") from None
+        self._tags.setdefault(file.path, fetched.info.tag)
+        if fetched.info.size_bytes != file.size_bytes:
+            raise self._wrong(
+                file, f"has {fetched.info.size_bytes} bytes, not {file.size_bytes} as committed"
+            )
+        return fetched
 
     def _wrong(self, file: NewFile, what: str) -> IntegrityError:
         return IntegrityError(

@@ -16,6 +16,7 @@ import msgspec
 from ...clock import Clock
 from ...errors import BusyError, FormatError, NotFoundError, PreconditionError, TransientError
 from ...names import ATTEMPT
+from ..objects import Data
 from .place import Place
 
 __all__ = ["TTL_S", "Lease", "Record", "Sightings", "let_go", "read_record"]
@@ -65,19 +66,14 @@ async def read_record(place: Place) -> _Held | None:
     Raises:
         FormatError: a release that is not this one wrote it, or it is damaged.
     """
-    key = place.key(ATTEMPT)
-    while True:
-        try:
-            info = await place.objects.head(key)
-            data = await place.objects.get(key, tag=info.tag)
-        except NotFoundError:
-            return None
-        except PreconditionError:  # renewed between the two requests
-            continue
-        return _Held(_read(data, place), info.tag)
+    try:
+        info, data = await place.objects.get(place.key(ATTEMPT))
+    except NotFoundError:
+        return None
+    return _Held(_read(data, place), info.tag)
 
 
-def _read(data: bytes, place: Place) -> Record:
+def _read(data: Data, place: Place) -> Record:
     try:
         record = _decode(data)
     except msgspec.MsgspecError as exc:
@@ -182,6 +178,30 @@ class Lease:
             self._tag = await _write(self._place, record, self._tag)
             self.record = record
             self._written_at = self._clock.monotonic()
+
+    async def conditions_work(self) -> bool:
+        """Whether the store keeps conditions: some take them and look at nothing.
+
+        Tried on the record itself, so that nothing else is left behind by a crash.
+        """
+        if await self._is_accepted(None):
+            return False
+        stale = self._tag
+        try:
+            await self.update()
+        except PreconditionError:  # refused although it is the right one
+            return False
+        return not await self._is_accepted(stale)
+
+    async def _is_accepted(self, tag: str | None) -> bool:
+        """Write the record under a condition that does not hold."""
+        record = _change(self.record, beat=self.record.beat + 1)
+        try:
+            self._tag = await _put(self._place, record, tag)
+        except PreconditionError:
+            return False
+        self.record = record
+        return True
 
     async def keep_alive(self) -> None:
         """Show life when it is time to: somebody may be watching. BusyError as `update`."""

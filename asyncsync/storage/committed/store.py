@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager, suppress
 
 from ...clock import Clock
@@ -16,16 +16,32 @@ from ...errors import (
     NotFoundError,
     PreconditionError,
 )
+from ...events import Observer, Reduced, ignore
 from ...manifest import Header, Manifest
 from ...names import ATTEMPT, MANIFEST, ROOT_MARKER, holder_name, is_commit_file, new_attempt
-from ..objects import Condition, ObjectStore
-from ..trees import Deleted, Durability, Intent, NewFile, TreeCapabilities, TreeReader, TreeWriter
+from ..objects import ObjectStore
+from ..trees import (
+    Deleted,
+    Durability,
+    Glance,
+    Intent,
+    NewFile,
+    Sighting,
+    TreeCapabilities,
+    TreeReader,
+    TreeWriter,
+)
 from .place import Found, Place, of_tree
 from .reader import CommittedReader
 from .record import Lease, Record, Sightings, let_go, read_record
 from .writer import CommittedWriter, conflict
 
 __all__ = ["CommittedTrees"]
+
+_SINGLE_WRITER = (
+    "conditional writes do not work: two writers of one tree are not kept apart, let only one "
+    "write at a time"
+)
 
 
 class CommittedTrees:
@@ -40,13 +56,22 @@ class CommittedTrees:
         objects: where the bytes live; closed with this.
         clock: decides when an attempt that shows no life is abandoned.
         durability: what a write acknowledged by `objects` survives.
+        where: the store, as events name it.
+        observe: hears when there turns out to be no protection against a second writer.
     """
 
     def __init__(
-        self, objects: ObjectStore, *, clock: Clock, durability: Durability = "memory"
+        self,
+        objects: ObjectStore,
+        *,
+        clock: Clock,
+        durability: Durability = "memory",
+        where: str = "the store",
+        observe: Observer = ignore,
     ) -> None:
         self._objects, self._clock, self._durability = objects, clock, durability
-        self._conditional = objects.capabilities.create_only and objects.capabilities.if_match
+        self._where, self._observe = where, observe
+        self._conditional: bool | None = None
         self._seen = Sightings(clock)
 
     async def read_manifest(self, tree: str) -> Manifest:
@@ -63,13 +88,22 @@ class CommittedTrees:
             raise await _absent(place)
         return header
 
-    async def find(self, tree: str) -> AsyncIterator[str]:
+    async def find(self, tree: str) -> AsyncIterator[Sighting]:
         place = self._place(tree)
         async with aclosing(place.scan()) as found:
-            async for path, _ in found:
-                # A listing may lag behind: only a manifest that can be read is a commit.
-                if path.rpartition("/")[2] == MANIFEST and await place.head(path) is not None:
-                    yield place.key(path).removesuffix(MANIFEST).rstrip("/")
+            async for path, info in found:
+                if path.rpartition("/")[2] == MANIFEST:
+                    yield Sighting(info.key.removesuffix(MANIFEST).rstrip("/"), info.tag)
+
+    async def glance(self, tree: str) -> Glance:
+        place = self._place(tree)
+        tag, names = "", set[str]()
+        async for info in self._objects.scan_level(place.prefix):
+            if info.key.endswith("/"):
+                names.add(info.key[len(place.prefix) : -1])
+            elif info.key == place.manifest_key:
+                tag = info.tag
+        return Glance(tag, frozenset(filter(of_tree, names)))
 
     async def list_files(self, tree: str) -> list[NewFile]:
         place = self._place(tree)
@@ -104,7 +138,7 @@ class CommittedTrees:
             raise await _absent(place)
         record = Record(kind="delete", attempt=new_attempt())
         async with _announced(place, record.attempt):
-            lease = await Lease.take(place, record, self._clock, self._seen)
+            lease = await self._take(place, record)
             return await _delete(place, lease, expect, uncommitted=uncommitted)
 
     async def confirm(self, tree: str) -> Durability:
@@ -120,13 +154,13 @@ class CommittedTrees:
     async def mark_root(self, tree: str, marker: bytes) -> bytes:
         key = self._place(tree).key(ROOT_MARKER)
         try:
-            return await self._objects.get(key)
+            return bytes((await self._objects.get(key)).data)
         except NotFoundError:
             pass
         try:
             await self._objects.put(key, marker, condition=self._place(tree).condition(absent=True))
         except PreconditionError:  # somebody was faster, or our own answer got lost
-            return await self._objects.get(key)
+            return bytes((await self._objects.get(key)).data)
         return marker
 
     async def probe(self, tree: str) -> TreeCapabilities:
@@ -135,17 +169,16 @@ class CommittedTrees:
         if held is not None and held.record.kind == "delete" and await place.header() is None:
             with suppress(BusyError, NotFoundError):  # somebody is finishing it, or has
                 await self.delete(tree)
-        self._conditional = self._conditional and await self._conditions_work(place)
-        notes = ["names that are not UTF-8 are refused"]
-        if not self._conditional:
-            notes.append(
-                "conditional writes do not work: two writers of one tree are not kept apart, "
-                "let only one write at a time"
-            )
+        examined = await self._objects.examine()
+        await self._prove(place)
+        notes = ["names that are not UTF-8 are refused", *examined.notes]
+        if not place.conditional:
+            notes.append(_SINGLE_WRITER)
         return TreeCapabilities(
             durability=self._durability,
-            exclusive=self._conditional,
+            exclusive=place.conditional,
             raw_names=False,
+            clock_offset_s=examined.clock_offset_s,
             notes=tuple(notes),
         )
 
@@ -155,12 +188,43 @@ class CommittedTrees:
     # -- helpers
 
     def _place(self, tree: str) -> Place:
-        return Place(self._objects, tree, conditional=self._conditional)
+        if self._conditional is None:
+            caps = self._objects.capabilities
+            declared = caps.create_only and caps.if_match
+            if caps.assured or not declared:
+                self._learn(declared)
+        return Place(self._objects, tree, conditional=self._conditional is not False)
+
+    def _learn(self, works: bool) -> None:
+        if not works and self._conditional is None:
+            self._observe(Reduced(where=self._where, reason=_SINGLE_WRITER))
+        self._conditional = works
+
+    async def _take(self, place: Place, record: Record) -> Lease:
+        """Take the record; whoever does so first finds out whether conditions work."""
+        if self._conditional is None and await read_record(place) is not None:
+            await self._prove(place)  # taking over relies on them
+        lease = await Lease.take(place, record, self._clock, self._seen)
+        if self._conditional is None:
+            place.conditional = await lease.conditions_work()
+            self._learn(place.conditional)
+        return lease
+
+    async def _prove(self, place: Place) -> None:
+        """Find out whether conditions work, beside the tree, where nobody else writes."""
+        attempt = new_attempt()
+        aside = Place(self._objects, place.key(holder_name("", "tmp", attempt)), conditional=True)
+        record = Record(kind="write", attempt=attempt)
+        async with _announced(aside, attempt):
+            lease = await Lease.take(aside, record, self._clock, self._seen)
+            place.conditional = aside.conditional = await lease.conditions_work()
+            await lease.drop()
+        self._learn(place.conditional)
 
     async def _enter(self, place: Place, intent: Intent) -> CommittedWriter:
         record = Record(kind="write", attempt=intent.attempt, writer=intent.writer)
         async with _announced(place, intent.attempt):
-            lease = await Lease.take(place, record, self._clock, self._seen)
+            lease = await self._take(place, record)
             old = await place.manifest()
             await _recover(place, lease, old)
             _check_expected(place, lease, old, intent.expect)
@@ -173,19 +237,6 @@ class CommittedTrees:
                 durability=self._durability,
             )
 
-    async def _conditions_work(self, place: Place) -> bool:
-        """Whether the store refuses what it must; some accept conditions and ignore them."""
-        key = place.key(holder_name("", "tmp", new_attempt()))
-        objects, absent = self._objects, Condition(absent=True)
-        try:
-            first = await objects.put(key, b"1", condition=absent)
-            await objects.put(key, b"2", condition=Condition(tag=first.tag))
-            return await _refused(lambda: objects.put(key, b"3", condition=absent)) and (
-                await _refused(lambda: objects.put(key, b"3", condition=Condition(tag=first.tag)))
-            )
-        finally:
-            await quietly(lambda: objects.delete(key))
-
 
 @asynccontextmanager
 async def _announced(place: Place, attempt: str) -> AsyncIterator[None]:
@@ -195,14 +246,6 @@ async def _announced(place: Place, attempt: str) -> AsyncIterator[None]:
     except BaseException:
         await quietly(lambda: let_go(place, attempt))
         raise
-
-
-async def _refused(put: Callable[[], Awaitable[object]]) -> bool:
-    try:
-        await put()
-    except PreconditionError:
-        return True
-    return False
 
 
 async def _recover(place: Place, lease: Lease, old: Found | None) -> None:

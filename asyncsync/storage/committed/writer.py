@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 
 import anyio
 
+from ...concurrency import each
 from ...digest import CHUNK_BYTES
 from ...errors import (
     AsyncSyncError,
@@ -34,32 +35,13 @@ from ...errors import (
 )
 from ...manifest import Manifest
 from ...names import is_commit_file
-from ..objects import Condition, Data, ObjectInfo, Part, Upload
+from ..objects import Condition, Data, ObjectInfo, Upload
 from ..trees import Block, Durability, Intent, NewFile
-from .place import Found, Place, each
+from .arriving import Arriving
+from .place import Found, Place
 from .record import Lease
 
 __all__ = ["CommittedWriter", "conflict"]
-
-
-class _File:
-    """A file of which something was written.
-
-    Attributes:
-        sizes: of the parts that have arrived, by their number.
-    """
-
-    def __init__(self, new: NewFile) -> None:
-        self.new = new
-        self.sizes: dict[int, int] = {}
-        self.parts: dict[int, Part] = {}
-        self.upload: Upload | None = None
-        self.turn = anyio.Lock()
-        self.published = False
-
-    @property
-    def whole(self) -> bool:
-        return sum(self.sizes.values()) == self.new.size_bytes and bool(self.sizes)
 
 
 class CommittedWriter:
@@ -88,10 +70,10 @@ class CommittedWriter:
         self._claimed = set(self._leftover)
         self._foreign: set[str] = set()
         self._sent: set[str] = set()
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, Arriving] = {}
         self._wanted: set[str] = set()
         self._claiming = anyio.Lock()
-        self._doubtful: set[str] = set()
+        self._doubtful: dict[str, Upload | None] = {}  # with the upload that is not to be found
         self._publishing: Manifest | None = None
         self._uploading: set[str] = set()
         self._unlisted = self._visible = self.finished = False
@@ -101,8 +83,8 @@ class CommittedWriter:
     async def write(self, file: NewFile, offset: int, block: Block) -> None:
         await self._write(file, offset, block.data)
 
-    async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
-        async def store(item: tuple[NewFile, bytes | bytearray]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
+        async def store(item: tuple[NewFile, Data]) -> None:
             await self._write(item[0], 0, item[1])
 
         await self._claim([file.path for file, _ in files])
@@ -121,33 +103,30 @@ class CommittedWriter:
         self._place.check([file])
         await self._lease.keep_alive()
         await self._claim([file.path])
-        state = self._files.setdefault(file.path, _File(file))
+        state = self._files.setdefault(file.path, Arriving(file))
         number = offset // CHUNK_BYTES + 1
+        in_parts = file.size_bytes > (CHUNK_BYTES if self._old is None else 0)
         if file.path in self._foreign:
             await self._compare(file, offset, data)
-        elif self._old is None and file.size_bytes <= CHUNK_BYTES:
-            await self._put(file.path, data)
-            state.published = True
-        elif file.size_bytes:
-            state.parts[number] = await self._part(state, number, data)
-        state.sizes[number] = len(data)
+            state.sizes[number] = len(data)
+        elif in_parts:
+            self._uploading.add(file.path)
+            await state.put_part(self._place.objects, self._place.key(file.path), number, data)
+        else:
+            if self._old is None:
+                await self._put(file.path, data)
+                state.published = True
+            state.sizes[number] = len(data)
         if self._old is None and state.whole:
             await self._publish_file(state)
-
-    async def _part(self, state: _File, number: int, data: Data) -> Part:
-        objects = self._place.objects
-        async with state.turn:
-            if state.upload is None:
-                self._uploading.add(state.new.path)
-                state.upload = await objects.create_upload(self._place.key(state.new.path))
-        return await objects.put_part(state.upload, number, data)
 
     async def _compare(self, file: NewFile, offset: int, data: Data) -> None:
         """A file that is not ours has the name: it may stay when it holds the very same bytes."""
         end = offset + len(data)
         # One byte more than listed shows an object that is longer.
         end += end == file.size_bytes
-        if await self._place.objects.get(self._place.key(file.path), offset, end) != data:
+        found = await self._place.objects.get(self._place.key(file.path), offset, end)
+        if found.data != data:
             raise self._clash(file.path)
 
     def _clash(self, path: str) -> ClashError:
@@ -201,7 +180,7 @@ class CommittedWriter:
             await put(await self._condition(path))
         except PreconditionError:
             # Our own earlier success, whose answer got lost, holds the same bytes.
-            if await self._place.objects.get(key, 0, len(data) + 1) != data:
+            if (await self._place.objects.get(key, 0, len(data) + 1)).data != data:
                 raise await self._beaten(path) from None
 
     async def _beaten(self, path: str) -> AsyncSyncError:
@@ -213,30 +192,37 @@ class CommittedWriter:
         await self._lease.update(paths=self._lease.record.paths - {path})
         return self._clash(path)
 
-    async def _publish_file(self, state: _File) -> None:
+    async def _publish_file(self, state: Arriving) -> None:
         """Make a file that has arrived whole visible under its name. Again: no effect."""
         path = state.new.path
         if state.published or path in self._foreign:
             return
         if state.upload is None:  # an empty file has no parts
             await self._put(path, b"")
+            state.published = True
         else:
-            await self._complete(state, state.upload)
-        state.published = True
+            state.published = await self._complete(state, state.upload)
 
-    async def _complete(self, state: _File, upload: Upload) -> None:
+    async def _complete(self, state: Arriving, upload: Upload) -> bool:
+        """Whether the object is there; if not, the upload is gone and the file is to be resent."""
         parts = [state.parts[number] for number in sorted(state.parts)]
         condition = await self._condition(state.new.path)
         if not self._place.objects.capabilities.multipart_conditions:
             condition = None
         try:
             await self._place.objects.complete_upload(upload, parts, condition=condition)
-        except (PreconditionError, NotFoundError):
+        except (PreconditionError, NotFoundError) as exc:
             there = await self._place.head(state.new.path)
-            if there is None or there.size_bytes != state.new.size_bytes:
+            lost = isinstance(exc, NotFoundError)
+            if there is not None and there.size_bytes == state.new.size_bytes:
+                # Our own earlier success, whose answer got lost, looks like this.
+                self._doubtful[state.new.path] = upload if lost else None
+            elif lost:
+                state.lose(upload)
+                return False
+            else:
                 raise await self._beaten(state.new.path) from None
-            # Our own earlier success, whose answer got lost, looks like this.
-            self._doubtful.add(state.new.path)
+        return True
 
     async def _condition(self, path: str) -> Condition | None:
         """Create only; or replace exactly the object of ours that is there now.
@@ -257,8 +243,9 @@ class CommittedWriter:
     # -- commit
 
     async def commit(self, manifest: Manifest) -> Durability:
-        if self._publishing is None:
+        if not self._visible:
             self._check_whole(manifest)
+        if self._publishing is None:
             await self._check_kept(manifest)
             await self._fence()
             self._publishing = manifest
@@ -316,6 +303,7 @@ class CommittedWriter:
         if self._old is not None and not self._intent.in_place:
             await self._delete_manifest(self._old)
             stale |= self._old_paths
+        await self._place.delete(_in_the_way(stale | self._old_paths, manifest))
         states = [self._files[path] for path in self._files.keys() & manifest.files.keys()]
         for last in (False, True):
             group = [state for state in states if is_commit_file(state.new.path) is last]
@@ -336,9 +324,14 @@ class CommittedWriter:
         self._unlisted = True
 
     async def _check_doubtful(self, manifest: Manifest) -> None:
-        wrong = await self._place.differing([manifest.files[path] for path in self._doubtful])
-        if wrong:
-            raise await self._beaten(wrong[0])
+        """See that what may be another's is ours, and that no upload was lost on the way."""
+        doubtful = [path for path in self._doubtful if path in manifest.files]
+        for path in await self._place.differing([manifest.files[path] for path in doubtful]):
+            upload = self._doubtful.pop(path)
+            if upload is None:
+                raise await self._beaten(path)
+            self._files[path].lose(upload)
+        self._check_whole(manifest)
 
     async def _put_manifest(self, manifest: Manifest) -> None:
         over = self._old if self._intent.in_place else None
@@ -406,6 +399,19 @@ def _gone(paths: Iterable[str], manifest: Manifest) -> list[str]:
     """Those of `paths` that are no longer part of the tree, nor of a commit inside it."""
     nested = {entry.path for entry in manifest.nested}
     return [p for p in paths if p not in manifest.files and nested.isdisjoint(_above(p))]
+
+
+def _in_the_way(paths: Iterable[str], manifest: Manifest) -> list[str]:
+    """Those of `paths` that go and that a file system could not hold beside the new files.
+
+    A file where a directory will be, or the reverse: some stores keep their objects as files.
+    """
+    directories = {above for path in manifest.files for above in _above(path)}
+    return [
+        path
+        for path in _gone(paths, manifest)
+        if path in directories or not manifest.files.keys().isdisjoint(_above(path))
+    ]
 
 
 def _above(path: str) -> Iterable[str]:

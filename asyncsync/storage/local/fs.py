@@ -161,18 +161,16 @@ def make_directories(directory: int, path: str, made: set[str]) -> None:
     made.add(path)
 
 
-def read_at(fd: int, size_bytes: int, offset: int) -> bytearray:
-    """Up to `size_bytes` bytes; less only at the end of the file."""
-    buffer = bytearray(size_bytes)
-    view, done = memoryview(buffer), 0
+def read_at(fd: int, size_bytes: int, offset: int, into: memoryview | None = None) -> memoryview:
+    """Up to `size_bytes` bytes; less only at the end of the file. `into` is where to put them."""
+    view = memoryview(bytearray(size_bytes)) if into is None else into[:size_bytes]
+    done = 0
     while done < size_bytes:
         count = os.preadv(fd, [view[done:]], offset + done)
         if count == 0:
             break
         done += count
-    view.release()
-    del buffer[done:]
-    return buffer
+    return view[:done]
 
 
 def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

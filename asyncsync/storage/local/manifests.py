@@ -13,7 +13,15 @@ from ...names import MANIFEST, NEXT, is_ours
 from ...units import MIB
 from .fs import create_file, opened
 
-__all__ = ["current", "current_header", "is_commit", "load", "read_place", "write_manifest"]
+__all__ = [
+    "current",
+    "current_header",
+    "is_commit",
+    "load",
+    "read_place",
+    "tag_of",
+    "write_manifest",
+]
 
 _MAX_LINE_BYTES = 64 * MIB
 _PLACES = (f"{NEXT}/{MANIFEST}", MANIFEST)
@@ -66,13 +74,20 @@ def current_header(root: int, where: str) -> Header:
 
 def is_commit(root: int) -> bool:
     """Whether there is a manifest in the open directory, good or not."""
+    return bool(tag_of(root))
+
+
+def tag_of(root: int) -> str:
+    """What changes whenever the manifest in the open directory does; empty when there is none."""
     for place in _PLACES:
         try:
             found = os.stat(place, dir_fd=root, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        return stat.S_ISREG(found.st_mode)
-    return False
+        if stat.S_ISREG(found.st_mode):
+            return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_ctime_ns}.{found.st_size}"
+        return ""
+    return ""
 
 
 def read_place(root: int, place: str, where: str) -> Manifest | None:

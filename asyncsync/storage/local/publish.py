@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from ...errors import BusyError, ClashError, ConflictError, IntegrityError, quote_some
 from ...manifest import FileEntry, Manifest
 from ...names import LOCK, MANIFEST, NEXT, holder_name, is_ours, sort_key
+from ..objects import Data
 from ..trees import Block, Durability, Intent, NewFile
 from .fs import (
     DIRECTORY,
@@ -113,7 +114,7 @@ class Attempt:
     def write(self, file: NewFile, offset: int, block: Block) -> None:
         self.stage.write(file, offset, block)
 
-    def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+    def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
         self.stage.write_many(files)
 
     def discard(self, path: str) -> None:

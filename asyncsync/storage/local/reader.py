@@ -43,7 +43,9 @@ def _file(root: int, file: NewFile, where: str) -> Iterator[int]:
             os.close(fd)
 
 
-def read_block(root: int, file: NewFile, start: int, end: int, where: str) -> Block:
+def read_block(
+    root: int, file: NewFile, start: int, end: int, where: str, into: memoryview | None = None
+) -> Block:
     """Bytes `start` to `end`, with the holes in them where the file is sparse."""
     with _file(root, file, where) as fd:
         found = os.fstat(fd)
@@ -54,7 +56,7 @@ def read_block(root: int, file: NewFile, start: int, end: int, where: str) -> Bl
             extents = data_extents(fd, start, min(end, found.st_size))
             if not extents and found.st_size >= end:
                 return Block(zeros(end - start), ())
-        data = read_at(fd, end - start, start)
+        data = read_at(fd, end - start, start, into)
     if len(data) < end - start:
         raise _short(file, start + len(data), where)
     return Block(data, extents)

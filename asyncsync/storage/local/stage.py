@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from ...errors import BusyError, IntegrityError, RefusedError, quote
 from ...manifest import FileEntry, Manifest
 from ...names import LOCK
+from ..objects import Data
 from ..trees import Block, NewFile
 from .fs import (
     DIRECTORY,
@@ -89,7 +90,7 @@ class Stage:
         if complete:
             self._complete(open_file.fd, file)
 
-    def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+    def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
         """Store whole files, each made durable."""
         for file, data in files:
             fd = self._create(file)

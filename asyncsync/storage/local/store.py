@@ -24,12 +24,15 @@ from ...errors import (
 )
 from ...manifest import Header, Manifest
 from ...names import LOCK, NEXT, ROOT_MARKER, holder_name, is_ours, new_attempt, sort_key
+from ..objects import Data
 from ..trees import (
     Block,
     Deleted,
     Durability,
+    Glance,
     Intent,
     NewFile,
+    Sighting,
     TreeCapabilities,
     TreeReader,
     TreeWriter,
@@ -44,7 +47,7 @@ from .fs import (
     write_at,
 )
 from .locks import Lock
-from .manifests import current, current_header, is_commit, load
+from .manifests import current, current_header, load, tag_of
 from .place import Place, real_path
 from .probe import probe
 from .publish import Attempt, conflict, finish_next, tidy_root
@@ -71,9 +74,15 @@ class LocalTrees:
     async def read_header(self, tree: str) -> Header:
         return await self._with_root(tree, current_header)
 
-    async def find(self, tree: str) -> AsyncIterator[str]:
+    async def find(self, tree: str) -> AsyncIterator[Sighting]:
         for found in await self._run("source", tree, _find, self._root, tree):
             yield found
+
+    async def glance(self, tree: str) -> Glance:
+        try:
+            return await self._with_root(tree, lambda root, _: _glance(root))
+        except NotFoundError:
+            return Glance("", frozenset())
 
     async def list_files(self, tree: str) -> list[NewFile]:
         files = await self._with_root(tree, lambda root, _: list_files(root))
@@ -153,9 +162,13 @@ class _Reader:
     def __init__(self, root: int, where: str, threads: Threads) -> None:
         self._root, self._where, self._threads = root, where, threads
 
-    async def read(self, file: NewFile, start: int, end: int) -> Block:
+    async def read(
+        self, file: NewFile, start: int, end: int, into: memoryview | None = None
+    ) -> Block:
         with os_errors("source", self._where):
-            return await self._threads.run(read_block, self._root, file, start, end, self._where)
+            return await self._threads.run(
+                read_block, self._root, file, start, end, self._where, into
+            )
 
     async def read_many(self, files: Sequence[NewFile]) -> list[bytes]:
         with os_errors("source", self._where):
@@ -169,7 +182,7 @@ class _Writer:
     async def write(self, file: NewFile, offset: int, block: Block) -> None:
         await self._run(self._attempt.write, file, offset, block)
 
-    async def write_many(self, files: Sequence[tuple[NewFile, bytes | bytearray]]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
         await self._run(self._attempt.write_many, files)
 
     async def discard(self, path: str) -> None:
@@ -292,16 +305,16 @@ def _existing(base: str, tree: str) -> str:
     return path
 
 
-def _find(base: str, tree: str) -> list[str]:
+def _find(base: str, tree: str) -> list[Sighting]:
     with closing(_trees(_open_root(base, tree), tree)) as found:
         return list(found)
 
 
-def _trees(root: int, tree: str) -> Generator[str, None, None]:
-    """Names of the trees at and below an open directory, which is closed in the end."""
+def _trees(root: int, tree: str) -> Generator[Sighting, None, None]:
+    """The trees at and below an open directory, which is closed in the end."""
     try:
-        if is_commit(root):
-            yield tree
+        if tag := tag_of(root):
+            yield Sighting(tree, tag)
         for entry in sorted(os.scandir(root), key=lambda e: sort_key(e.name)):
             if entry.is_dir(follow_symlinks=False) and not is_ours(entry.name):
                 with suppress(PermissionError, FileNotFoundError):
@@ -309,6 +322,12 @@ def _trees(root: int, tree: str) -> Generator[str, None, None]:
                     yield from _trees(below, f"{tree}/{entry.name}".lstrip("/"))
     finally:
         os.close(root)
+
+
+def _glance(root: int) -> Glance:
+    with os.scandir(root) as entries:
+        names = {e.name for e in entries if e.is_dir(follow_symlinks=False) and not is_ours(e.name)}
+    return Glance(tag_of(root), frozenset(names))
 
 
 def _delete(root: str, tree: str, expect: str | None, uncommitted: bool) -> Deleted:
@@ -396,7 +415,7 @@ def _check_delete(
     place: Place, root: int, found: Manifest | None, expect: str | None, uncommitted: bool
 ) -> None:
     if found is None and not uncommitted:
-        below = [name for name in _trees(os.dup(root), "") if name]
+        below = [one.tree for one in _trees(os.dup(root), "") if one.tree]
         hint = (
             f"; the commits in it are {quote_some(below)}: name one of them"
             if below

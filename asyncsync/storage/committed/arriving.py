@@ -1,0 +1,69 @@
+"""A file on its way into an object store, and the upload it is in while it is not whole."""
+
+from __future__ import annotations
+
+import anyio
+
+from ...errors import NotFoundError
+from ..objects import Data, ObjectStore, Part, Upload
+from ..trees import NewFile
+
+__all__ = ["Arriving"]
+
+
+class Arriving:
+    """A file of which something was written.
+
+    Attributes:
+        sizes: of the pieces that have arrived, by their number.
+        parts: the same as parts of `upload`.
+        published: it is whole, and visible under its name.
+    """
+
+    def __init__(self, new: NewFile) -> None:
+        self.new = new
+        self.sizes: dict[int, int] = {}
+        self.parts: dict[int, Part] = {}
+        self.upload: Upload | None = None
+        self.published = False
+        self._turn = anyio.Lock()
+
+    @property
+    def whole(self) -> bool:
+        return sum(self.sizes.values()) == self.new.size_bytes and bool(self.sizes)
+
+    async def put_part(self, objects: ObjectStore, key: str, number: int, data: Data) -> None:
+        """Put a part; into a new upload if the store has dropped the one that was begun.
+
+        What the old one held has not arrived then.
+
+        Raises:
+            NotFoundError: it has dropped the new one, too.
+        """
+        for last in (False, True):
+            upload = await self._begun(objects, key)
+            try:
+                part = await objects.put_part(upload, number, data)
+            except NotFoundError:
+                self.lose(upload)
+                if last:
+                    raise
+                continue
+            if self.upload is upload:
+                self.parts[number] = part
+                self.sizes[number] = len(data)
+                return
+
+    async def _begun(self, objects: ObjectStore, key: str) -> Upload:
+        async with self._turn:
+            if self.upload is None:
+                self.upload = await objects.create_upload(key)
+            return self.upload
+
+    def lose(self, upload: Upload) -> None:
+        """That upload is gone without a trace: nothing that went there has arrived."""
+        if self.upload is upload:
+            self.upload = None
+            self.sizes.clear()
+            self.parts.clear()
+            self.published = False

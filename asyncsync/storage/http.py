@@ -1,0 +1,283 @@
+"""Bulk traffic over HTTP: one session per store, nothing trusted that can be checked.
+
+aiohttp takes an answer that ends early for a whole one, knows no rate below which a connection is
+as good as dead, and retries a request whose body it has used up. What a server may do wrong ends
+here, as an error of ours; what a status means is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import anyio
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
+from yarl import URL
+
+from ..concurrency import Threads
+from ..errors import (
+    AsyncSyncError,
+    ConfigError,
+    PermanentError,
+    StalledError,
+    TransientError,
+    quote,
+)
+from ..units import KIB, MIB
+from .objects import Data
+
+__all__ = ["Answer", "Http"]
+
+_SLICE_BYTES = 128 * KIB
+_READ_BYTES = 256 * KIB
+_ERROR_BYTES = 64 * KIB
+_PLAIN_BYTES = 64 * MIB  # of an answer for which the caller has no buffer
+_ALIVE_BYTES = 4 * KIB
+_CONNECT_S = 15.0
+_IDLE_S = 15.0  # stores close idle connections after 20 s and less
+
+
+class Answer(NamedTuple):
+    """What a server said. `body` of a failure is cut off after 64 KiB."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | memoryview
+
+
+class Http:
+    """One session: connections are kept, and closed when anything about them went wrong.
+
+    Args:
+        max_connections: at once.
+        stall_s: a request in which fewer than 4 KiB move in that time is given up.
+        ca_file: certificates to trust instead of the system's.
+    """
+
+    def __init__(
+        self, *, max_connections: int, stall_s: float = 60.0, ca_file: str | None = None
+    ) -> None:
+        self._max_connections, self._stall_s, self._ca_file = max_connections, stall_s, ca_file
+        self._session: aiohttp.ClientSession | None = None
+        self._proxies: dict[str, str] = {}
+
+    async def open(self, threads: Threads) -> None:
+        """Make the session; certificates are read in a thread. Again: no effect.
+
+        Raises:
+            ConfigError: the file of certificates cannot be read.
+        """
+        if self._session is not None:
+            return
+        trust = await threads.run(_trust, self._ca_file)
+        self._proxies = getproxies()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._max_connections, ssl=trust, keepalive_timeout=_IDLE_S
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+            auto_decompress=False,
+            read_bufsize=_READ_BYTES,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
+        )
+        # It would send a request whose answer got lost a second time without a word: a write under
+        # a condition then meets its own success. Retrying is done, and told, in one place.
+        self._session._retry_connection = False
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The session, for an SDK that shares it; it is open."""
+        assert self._session is not None, "open comes first"
+        return self._session
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        what: str,
+        data: Data = b"",
+        into: memoryview | None = None,
+    ) -> Answer:
+        """Send one request and read the whole answer. No status is an error here.
+
+        Args:
+            url: sent as it is: the caller has encoded it. It may be a secret.
+            what: the request, as errors name it.
+            data: the body; not looked at any more when this has returned or failed, unless the
+                connection still holds some of it: after a failure, do not use its memory again.
+            into: takes the body of an answer that is a success.
+
+        Raises:
+            TransientError: no connection, or it broke, or the answer is not as long as it says.
+            StalledError: hardly anything moved for too long.
+            ConfigError: the server's certificate is not trusted, or the address makes no sense.
+        """
+        target = URL(url, encoded=True)
+        with _foreign(what, target), anyio.move_on_after(self._stall_s) as scope:
+            pulse = _Pulse(scope, self._stall_s)
+            async with self.session.request(
+                method,
+                target,
+                headers=headers,
+                data=_Slices(data, pulse) if len(data) or method in ("PUT", "POST") else None,
+                allow_redirects=False,
+                proxy=self.proxy_for(target),
+            ) as response:
+                pulse.beat(_ALIVE_BYTES)
+                body = await _read(response, into, pulse, what)
+                return Answer(response.status, response.headers, body)
+        raise StalledError(f"{what}: hardly anything moved for {self._stall_s:g} s")
+
+    def proxy_for(self, target: URL) -> str | None:
+        """The proxy that the environment names for an address, if any."""
+        host = target.host or ""
+        proxy = self._proxies.get(target.scheme)
+        return proxy if proxy and not proxy_bypass(host) else None
+
+    async def aclose(self) -> None:
+        """Close every connection. Again: no effect."""
+        if self._session is not None:
+            await self._session.close()
+
+
+class _Pulse:
+    """Puts the end of a scope off as long as enough bytes move."""
+
+    def __init__(self, scope: anyio.CancelScope, stall_s: float) -> None:
+        self._scope, self._stall_s = scope, stall_s
+        self._bytes = 0
+
+    def beat(self, size_bytes: int) -> None:
+        self._bytes += size_bytes
+        if self._bytes >= _ALIVE_BYTES:
+            self._bytes = 0
+            self._scope.deadline = anyio.current_time() + self._stall_s
+
+
+class _Slices(Payload):
+    """A body in memory, written in slices; it can be written again on another connection."""
+
+    _autoclose = True  # nothing to close
+
+    def __init__(self, data: Data, pulse: _Pulse) -> None:
+        super().__init__(data, content_type="application/octet-stream")
+        self._size = len(data)
+        self._pulse = pulse
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return bytes(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        await self.write_with_length(writer, None)
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        view = memoryview(self._value)
+        for start in range(0, len(view), _SLICE_BYTES):
+            piece = view[start : start + _SLICE_BYTES]
+            await writer.write(piece)
+            self._pulse.beat(len(piece))
+
+
+async def _read(
+    response: aiohttp.ClientResponse, into: memoryview | None, pulse: _Pulse, what: str
+) -> bytes | memoryview:
+    if response.status >= 300:
+        return await _some(response, pulse, _ERROR_BYTES)
+    if response.method == "HEAD":
+        return b""
+    # A body closed without a length is taken as whole by aiohttp; the caller knows its length.
+    announced = response.content_length
+    if into is not None and announced is not None and announced > len(into):
+        raise PermanentError(
+            f"{what}: the server sends {announced} bytes where {len(into)} were asked for; it does "
+            "not honour ranges"
+        )
+    if into is None:
+        body: bytes | memoryview = await _some(response, pulse, _PLAIN_BYTES)
+    else:
+        body = into[: await _fill(response, into, pulse, what)]
+    if announced is not None and len(body) != announced:
+        raise TransientError(f"{what}: {len(body)} of {announced} bytes arrived")
+    return body
+
+
+async def _fill(
+    response: aiohttp.ClientResponse, into: memoryview, pulse: _Pulse, what: str
+) -> int:
+    at = 0
+    while piece := await response.content.readany():
+        if at + len(piece) > len(into):
+            raise TransientError(f"{what}: more than the {len(into)} bytes asked for arrived")
+        into[at : at + len(piece)] = piece
+        at += len(piece)
+        pulse.beat(len(piece))
+    return at
+
+
+async def _some(response: aiohttp.ClientResponse, pulse: _Pulse, limit: int) -> bytes:
+    pieces: list[bytes] = []
+    left = limit
+    while left > 0 and (piece := await response.content.readany()):
+        pieces.append(piece[:left])
+        left -= len(piece)
+        pulse.beat(len(piece))
+    if left <= 0:
+        response.close()  # the rest is not wanted
+    return b"".join(pieces)
+
+
+@contextmanager
+def _foreign(what: str, target: URL) -> Iterator[None]:
+    """Turn what aiohttp raises into our errors.
+
+    Their texts may hold the whole address, and an address may be a secret: only the host is named,
+    and where there is a query the original is not kept as the cause.
+    """
+    where = quote(f"{target.scheme}://{target.authority}")
+    try:
+        yield
+    except AsyncSyncError:
+        raise
+    except (aiohttp.ClientError, OSError) as exc:
+        raise _ours(exc, what, where) from (None if target.query_string else exc)
+    except ValueError as exc:  # of yarl and the proxy settings
+        raise ConfigError(f"{what}: {where} is not an address; check the endpoint") from exc
+
+
+def _ours(exc: Exception, what: str, where: str) -> AsyncSyncError:
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        return ConfigError(
+            f"{what}: the certificate of {where} is not trusted "
+            f"({exc.certificate_error.__class__.__name__}); set AWS_CA_BUNDLE or SSL_CERT_FILE to "
+            "the certificates to trust"
+        )
+    if isinstance(exc, aiohttp.InvalidURL):
+        return ConfigError(f"{what}: {where} is not an address; check the endpoint")
+    if isinstance(exc, aiohttp.ClientConnectorDNSError):
+        return TransientError(f"{what}: no such host, {where}; check the endpoint and the network")
+    if isinstance(exc, aiohttp.ServerTimeoutError):
+        return StalledError(f"{what}: {where} does not answer")
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else "no connection"
+        return TransientError(f"{what}: cannot connect to {where}: {reason}")
+    return TransientError(f"{what}: the connection to {where} broke ({type(exc).__name__})")
+
+
+def _trust(ca_file: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as exc:
+        raise ConfigError(
+            f"the certificates in {quote(ca_file or 'the system')} cannot be read: {exc.strerror}"
+        ) from exc

@@ -1,0 +1,245 @@
+"""One connection to one bucket: every request, the SDK's and ours, is signed and sent here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+from urllib.parse import quote as percent
+from urllib.parse import urlsplit
+
+import anyio
+
+from ...clock import Clock
+from ...concurrency import Threads
+from ...errors import AsyncSyncError, ConfigError, quote
+from ...units import KIB
+from ..http import Answer, Http
+from ..objects import Data
+from . import sdk
+from .answers import (
+    EXPIRED,
+    SKEWED,
+    date_of,
+    error_of,
+    fault_of,
+    is_document,
+    not_s3,
+)
+from .credentials import CredentialChain
+from .signing import UNSIGNED_PAYLOAD, Scope, sha256_hex, sign
+
+__all__ = ["Connection"]
+
+_EMPTY = sha256_hex(b"")
+_IN_A_THREAD_BYTES = 256 * KIB
+_REASONS = frozenset({400, 401, 403})
+_MUTE = frozenset({301, 307, *_REASONS})  # what a HEAD cannot explain: it has no body
+
+_what: ContextVar[str] = ContextVar("what", default="ask S3")
+"""What the SDK is doing for this task, in words: it hands on nothing but the request."""
+
+
+class _Request(NamedTuple):
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    what: str
+    payload: str
+    data: Data = b""
+    into: memoryview | None = None
+
+
+class _Opened(NamedTuple):
+    http: Http
+    client: Any
+    base_url: str
+    scope: Scope
+
+
+class Connection:
+    """Made by the first request and then kept; constructing it does nothing.
+
+    Args:
+        options: endpoint_url, region, profile, addressing; each may be missing.
+        max_requests: connections at once.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        options: Mapping[str, str],
+        *,
+        threads: Threads,
+        clock: Clock,
+        max_requests: int,
+    ) -> None:
+        self.bucket = bucket
+        self._options, self._threads, self._clock = options, threads, clock
+        self._max_requests = max_requests
+        self._chain = CredentialChain(options.get("profile"), threads=threads, clock=clock)
+        self._offset_s = 0.0
+        self._opened: _Opened | None = None
+        self._closed = False
+        self._turn = anyio.Lock()
+        self._stack = AsyncExitStack()
+
+    @property
+    def at_aws(self) -> bool:
+        """Whether this is connected to AWS, and not to something that speaks like it."""
+        host = urlsplit(self._opened.base_url).hostname if self._opened is not None else None
+        return (host or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+    # -- requests
+
+    async def send(
+        self,
+        method: str,
+        key: str,
+        headers: Mapping[str, str],
+        *,
+        what: str,
+        query: str = "",
+        data: Data = b"",
+        into: memoryview | None = None,
+    ) -> Answer:
+        """Send one request about one object, its body unsigned; see `Http.send`.
+
+        Raises:
+            AccessDeniedError: there are no credentials.
+            ConfigError: the settings make no sense, or this is closed.
+        """
+        opened = await self._open(what)
+        url = opened.base_url + percent(key, safe="/-._~", errors="surrogateescape")
+        if query:
+            url += f"?{query}"
+        payload = UNSIGNED_PAYLOAD if len(data) else _EMPTY
+        request = _Request(method, url, headers, what, payload, data, into)
+        return await self._answered(opened, request)
+
+    @asynccontextmanager
+    async def sdk(self, what: str) -> AsyncIterator[Any]:
+        """The SDK's client, for requests that are not bulk; only errors of ours get out.
+
+        Args:
+            what: what the request does, as errors name it.
+        """
+        opened = await self._open(what)
+        token = _what.set(what)
+        try:
+            with sdk.sdk_errors(what):
+                yield opened.client
+        finally:
+            _what.reset(token)
+
+    def clock_offset_s(self, headers: Mapping[str, str]) -> float | None:
+        """The server's clock minus ours, by an answer that has just come."""
+        theirs = date_of(headers)
+        return None if theirs is None else theirs - self._clock.now()
+
+    def error(self, what: str, answer: Answer) -> AsyncSyncError:
+        """The error for an answer that is a failure."""
+        return error_of(what, answer, now=self._clock.now())
+
+    async def aclose(self) -> None:
+        """Let go of every connection. Again: no effect."""
+        self._closed = True
+        async with self._turn:
+            self._opened = None
+            await self._stack.aclose()
+
+    # -- opening
+
+    async def _open(self, what: str) -> _Opened:
+        if self._opened is None:
+            async with self._turn:
+                if self._closed:
+                    raise ConfigError(f"{what}: the store is closed")
+                if self._opened is None:
+                    self._opened = await self._connect()
+        return self._opened
+
+    async def _connect(self) -> _Opened:
+        what = f"connect to s3://{quote(self.bucket)}"
+        if self.bucket.endswith("--x-s3"):
+            raise ConfigError(f"{what}: directory buckets are not supported; use a general one")
+        with sdk.sdk_errors(what):
+            async with AsyncExitStack() as stack:
+                loaded = await self._threads.run(sdk.load, self._options)
+                client = await sdk.open_client(loaded, stack)
+                base_url = await sdk.base_url(client, self.bucket)
+                http = Http(max_connections=self._max_requests, ca_file=loaded.ca_file)
+                stack.push_async_callback(http.aclose)
+                await http.open(self._threads)
+                sdk.send_through(client, self._exchange)
+                self._stack = stack.pop_all()
+        return _Opened(http, client, base_url, Scope(loaded.region))
+
+    # -- signing and sending
+
+    async def _exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes
+    ) -> Answer:
+        """One request that the SDK has built; a failure is raised, not handed back to it."""
+        what = _what.get()
+        in_a_thread = len(body) > _IN_A_THREAD_BYTES
+        payload = await self._threads.run(sha256_hex, body) if in_a_thread else sha256_hex(body)
+        request = _Request(method, url, headers, what, payload, body)
+        answer = await self._answered(await self._open(what), request)
+        if answer.status >= 300:
+            raise self.error(what, answer)
+        if not is_document(answer):
+            raise not_s3(what, answer)
+        return answer
+
+    async def _answered(self, opened: _Opened, request: _Request) -> Answer:
+        """The answer; where a HEAD is refused, that to a GET, which says why."""
+        answer = await self._signed(opened, request)
+        if request.method != "HEAD" or answer.status not in _MUTE:
+            return answer
+        asking = {**request.headers, "Range": "bytes=0-0"}
+        told = await self._signed(opened, request._replace(method="GET", headers=asking))
+        # Perhaps the clock or the credentials were the trouble, and are repaired by now.
+        return told if told.status in _MUTE else await self._signed(opened, request)
+
+    async def _signed(self, opened: _Opened, request: _Request) -> Answer:
+        """Sign and send; once more after the clock was corrected or credentials were renewed."""
+        repaired: set[str] = set()
+        while True:
+            credentials = await self._chain.get()
+            headers = sign(
+                request.method,
+                request.url,
+                request.headers,
+                credentials=credentials,
+                scope=opened.scope,
+                at=self._clock.now() + self._offset_s,
+                payload=request.payload,
+            )
+            answer = await opened.http.send(
+                request.method,
+                request.url,
+                headers,
+                what=request.what,
+                data=request.data,
+                into=request.into,
+            )
+            repair = _repair(answer)
+            if repair is None or repair in repaired:
+                return answer
+            repaired.add(repair)
+            if repair == "credentials":
+                await self._chain.renew(credentials)
+            elif (offset_s := self.clock_offset_s(answer.headers)) is not None:
+                self._offset_s = offset_s
+
+
+def _repair(answer: Answer) -> str | None:
+    """What to repair before the same request is worth another try."""
+    if answer.status not in _REASONS:
+        return None
+    code = fault_of(answer).code
+    if code == SKEWED:
+        return "clock"
+    return "credentials" if code in EXPIRED else None

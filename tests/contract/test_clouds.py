@@ -1,0 +1,360 @@
+"""The suites over S3 and GCS: our fakes, and every server that can be had."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from asyncsync.clock import SystemClock
+from asyncsync.concurrency import Threads
+from asyncsync.errors import PermanentError, TransientError
+from asyncsync.events import Event, Reduced
+from asyncsync.storage import ObjectStore, TreeStore
+from asyncsync.storage.committed import CommittedTrees
+from asyncsync.storage.gcs import GcsObjects
+from asyncsync.storage.objects import Capabilities
+from asyncsync.storage.parts import MAX_KEY_BYTES
+from asyncsync.storage.s3 import S3Objects
+from asyncsync.testing import FakeClock, ObjectStoreContract, TreeStoreContract
+from asyncsync.testing.contract_trees import save
+
+from ..fakes.gcs import FakeGcs
+from ..fakes.s3 import FakeS3
+from ..servers import Server
+
+# Its router knows no line breaks; a completed upload heeds If-None-Match only.
+OF_MOTO = Capabilities(multipart_conditions=False, refused_characters="\n\r")
+NOTHING_HEEDED = Capabilities(create_only=False, if_match=False, multipart_conditions=False)
+OF_EMULATOR = Capabilities(
+    create_only=False,
+    if_match=False,
+    multipart_conditions=False,
+    min_part_bytes=1,
+    max_key_bytes=MAX_KEY_BYTES,
+    refused_characters="\r\n",
+)
+ON_PUT_ONLY = Capabilities(if_match=False, multipart_conditions=False)
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    pool = Threads(4)
+    yield pool
+    pool.close()
+
+
+@asynccontextmanager
+async def s3(
+    server: Server | FakeS3,
+    threads: Threads,
+    patch: pytest.MonkeyPatch,
+    capabilities: Capabilities | None = None,
+) -> AsyncIterator[S3Objects]:
+    """A bucket of its own at a server."""
+    for name, value in server.environ.items():
+        patch.setenv(name, value)
+    bucket = "bucket" if isinstance(server, FakeS3) else server.bucket()
+
+    class Declared(S3Objects):
+        """Says what the server can do, for the suite to ask no more."""
+
+        @property
+        def capabilities(self) -> Capabilities:
+            return capabilities or super().capabilities
+
+    objects = Declared(bucket, {}, threads=threads, clock=SystemClock(), max_requests=8)
+    try:
+        yield objects
+    finally:
+        await objects.aclose()
+
+
+@asynccontextmanager
+async def gcs(
+    url: str,
+    bucket: str,
+    threads: Threads,
+    patch: pytest.MonkeyPatch,
+    capabilities: Capabilities | None = None,
+) -> AsyncIterator[GcsObjects]:
+    patch.setenv("STORAGE_EMULATOR_HOST", url)
+
+    class Declared(GcsObjects):
+        @property
+        def capabilities(self) -> Capabilities:
+            return capabilities or super().capabilities
+
+    objects = Declared(bucket, {}, threads=threads, clock=SystemClock(), max_requests=8)
+    try:
+        yield objects
+    finally:
+        await objects.aclose()
+
+
+class Trees(TreeStoreContract):
+    """The tree suite over an ObjectStore, which the hooks go around the trees to."""
+
+    @pytest.fixture
+    async def store(self, objects: ObjectStore) -> TreeStore:
+        """Over what the class that is mixed in supplies as `objects`."""
+        self.reached = objects
+        return CommittedTrees(objects, clock=FakeClock())
+
+    async def plant(self, store: TreeStore, tree: str, path: str, data: bytes | None) -> None:
+        if data is None:
+            await self.reached.delete(f"{tree}/{path}")
+        else:
+            await self.reached.put(f"{tree}/{path}", data)
+
+    async def raw(self, store: TreeStore, tree: str) -> dict[str, bytes]:
+        assert [upload async for upload in self.reached.scan_uploads("")] == []
+        prefix = f"{tree}/" if tree else ""
+        keys = [info.key async for info in self.reached.scan(prefix)]
+        return {key[len(prefix) :]: bytes((await self.reached.get(key)).data) for key in keys}
+
+
+# ---------------------------------------------------------------- fakes
+
+
+class OnFakeS3:
+    @pytest.fixture
+    async def objects(
+        self, threads: Threads, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[ObjectStore]:
+        async with FakeS3() as fake, s3(fake, threads, monkeypatch) as objects:
+            yield objects
+
+
+class OnFakeGcs:
+    @pytest.fixture
+    async def objects(
+        self, threads: Threads, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[ObjectStore]:
+        async with FakeGcs("bucket") as fake, gcs(fake.url, "bucket", threads, monkeypatch) as it:
+            yield it
+
+
+class TestFakeS3(OnFakeS3, ObjectStoreContract):
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
+
+
+class TestFakeGcs(OnFakeGcs, ObjectStoreContract):
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
+
+
+class TestTreesOnFakeS3(OnFakeS3, Trees): ...
+
+
+class TestTreesOnFakeGcs(OnFakeGcs, Trees):
+    line_breaks = False
+
+
+# ---------------------------------------------------------------- servers
+
+
+class OnMoto:
+    @pytest.fixture
+    async def objects(
+        self, moto: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[ObjectStore]:
+        async with s3(moto, threads, monkeypatch, OF_MOTO) as objects:
+            yield objects
+
+
+class OnMotoTls:
+    @pytest.fixture
+    async def objects(
+        self, moto_tls: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[ObjectStore]:
+        async with s3(moto_tls, threads, monkeypatch, OF_MOTO) as objects:
+            yield objects
+
+
+class OnRclone:
+    @pytest.fixture
+    async def objects(
+        self, rclone: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[ObjectStore]:
+        async with s3(rclone, threads, monkeypatch, NOTHING_HEEDED) as objects:
+            yield objects
+
+
+class OnRados:
+    @pytest.fixture
+    async def objects(
+        self, radosgw: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[ObjectStore]:
+        async with s3(radosgw, threads, monkeypatch, ON_PUT_ONLY) as objects:
+            yield objects
+
+
+class OnRadosTls:
+    @pytest.fixture
+    async def objects(
+        self, radosgw_tls: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[ObjectStore]:
+        async with s3(radosgw_tls, threads, monkeypatch, ON_PUT_ONLY) as objects:
+            yield objects
+
+
+class OnGcsEmulator:
+    @pytest.fixture
+    async def objects(
+        self, gcs_emulator: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[ObjectStore]:
+        url, bucket = gcs_emulator.url, gcs_emulator.bucket()
+        async with gcs(url, bucket, threads, monkeypatch, OF_EMULATOR) as objects:
+            yield objects
+
+
+class OverMoto(ObjectStoreContract):
+    async def test_an_aborted_upload_is_gone_and_aborting_may_be_repeated(
+        self, store: ObjectStore
+    ) -> None:
+        upload = await store.create_upload("k")
+        part = await store.put_part(upload, 1, b"x")
+        await store.abort_upload(upload)
+        await store.abort_upload(upload)
+
+        with pytest.raises(TransientError):  # it answers 500 and not that there is none
+            await store.complete_upload(upload, [part])
+        assert [found async for found in store.scan_uploads("")] == []
+
+
+class TestMoto(OnMoto, OverMoto):
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
+
+
+@pytest.mark.slow
+class TestMotoTls(OnMotoTls, OverMoto):
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
+
+
+@pytest.mark.slow
+class TestRclone(OnRclone, ObjectStoreContract):
+    """Its objects are files, and a multipart object's tag is another one later."""
+
+    async def test_delete_removes_one_key_and_may_be_repeated(self, store: ObjectStore) -> None:
+        for key in ("trial_1", "trial_10"):
+            await store.put(key, b"")
+        await store.delete("trial_1")
+        await store.delete("trial_1")
+
+        assert [info.key async for info in store.scan("")] == ["trial_10"]
+
+    async def test_a_part_put_again_replaces_the_first(self, store: ObjectStore) -> None:
+        upload = await store.create_upload("k")
+        await store.put_part(upload, 1, b"first")
+
+        with pytest.raises(PermanentError):  # it says so
+            await store.put_part(upload, 1, b"second")
+
+    async def test_a_part_that_is_not_the_one_stored_is_refused(self, store: ObjectStore) -> None:
+        upload = await store.create_upload("k")
+        part = await store.put_part(upload, 1, b"first")
+
+        with pytest.raises(PermanentError):
+            await store.complete_upload(upload, [part._replace(tag="0" * 32)])
+
+    async def test_parts_in_any_order_become_one_object_in_theirs(self, store: ObjectStore) -> None:
+        head = b"a" * store.capabilities.min_part_bytes
+        upload = await store.create_upload("k")
+        second = await store.put_part(upload, 2, b"tail")
+        first = await store.put_part(upload, 1, head)
+        info = await store.complete_upload(upload, [first, second])
+
+        assert (await store.get("k")).data == head + b"tail"
+        assert info.size_bytes == (await store.head("k")).size_bytes
+
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+class TestRados(OnRados, ObjectStoreContract):
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+class TestRadosTls(OnRadosTls, ObjectStoreContract):
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
+
+
+@pytest.mark.slow
+class TestGcsEmulator(OnGcsEmulator, ObjectStoreContract):
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
+
+
+@pytest.mark.slow
+class TestTreesOnMoto(OnMoto, Trees):
+    line_breaks = False
+
+
+@pytest.mark.slow
+class TestTreesOnMotoTls(OnMotoTls, Trees):
+    line_breaks = False
+
+
+@pytest.mark.slow
+class TestTreesOnRclone(OnRclone, Trees): ...
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+class TestTreesOnRados(OnRados, Trees): ...
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+class TestTreesOnRadosTls(OnRadosTls, Trees): ...
+
+
+@pytest.mark.slow
+class TestTreesOnGcsEmulator(OnGcsEmulator, Trees):
+    line_breaks = False
+
+
+# ---------------------------------------------------------------- single-writer mode
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("name", "works"), [("moto", True), ("rclone", False), ("radosgw", False)])
+async def test_a_store_that_ignores_conditions_is_found_out_and_announced_once(
+    name: str,
+    works: bool,
+    request: pytest.FixtureRequest,
+    threads: Threads,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server: Server = request.getfixturevalue(name)
+    heard: list[Event] = []
+    async with s3(server, threads, monkeypatch) as objects:
+        trees = CommittedTrees(objects, clock=FakeClock(), where="s3://b", observe=heard.append)
+        first = await save(trees, "tree", {"a": b"one"})
+        await save(trees, "tree", {"a": b"two"}, over=first)
+        able = await trees.probe("tree")
+        keys = [info.key async for info in objects.scan("")]
+
+    assert able.exclusive is works
+    assert [type(event) for event in heard] == ([] if works else [Reduced])
+    assert keys == ["tree/.asyncsync.json", "tree/a"]

@@ -1,0 +1,120 @@
+"""Processes that work on a tree in a cloud store until somebody kills them.
+
+Started as a program it has everything imported, and forks a process for every line it reads:
+loading an SDK takes longer than what is under test. A line is the store and the scenario; the
+answers are the process's id and, when it has ended, its status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Self
+
+from asyncsync.clock import SystemClock
+from asyncsync.concurrency import Threads
+from asyncsync.storage import ObjectStore
+from asyncsync.storage.committed import CommittedTrees, writer
+
+__all__ = ["Victims"]
+
+_ROOT = Path(__file__).parents[2]
+
+
+class Victims:
+    """Forks processes on demand, one at a time.
+
+    Args:
+        environ: how they find the store.
+    """
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self._environ = environ
+        self._stack = AsyncExitStack()
+        self._process: asyncio.subprocess.Process | None = None
+        self.pid = 0
+
+    async def __aenter__(self) -> Self:
+        path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.faults.cloud_victims",
+            env={**os.environ, **self._environ, "PYTHONPATH": path},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
+
+    async def run(self, store: str, scenario: str) -> int:
+        """Let a process do the scenario; how it ended: 0, or minus the signal that killed it."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{store} {scenario}\n".encode())
+        self.pid = int(await process.stdout.readline())
+        process.stdin.write(b"go\n")
+        return int(await process.stdout.readline())
+
+    def kill(self) -> None:
+        """End the process that runs, without a chance to tidy up."""
+        os.kill(self.pid, 9)
+
+
+def _objects(store: str, threads: Threads) -> ObjectStore:
+    if store == "s3":
+        from asyncsync.storage.s3 import S3Objects
+
+        return S3Objects("bucket", {}, threads=threads, clock=SystemClock(), max_requests=8)
+    from asyncsync.storage.gcs import GcsObjects
+
+    return GcsObjects("bucket", {}, threads=threads, clock=SystemClock(), max_requests=8)
+
+
+async def _work(store: str, scenario: str) -> None:
+    from .committed_scenarios import CHUNK, SCENARIOS
+
+    writer.CHUNK_BYTES = CHUNK  # type: ignore[attr-defined] # files of eleven bytes are big ones
+    threads = Threads(4)
+    objects = _objects(store, threads)
+    try:
+        await SCENARIOS[scenario][1](CommittedTrees(objects, clock=SystemClock()))
+    finally:
+        await objects.aclose()
+        threads.close()
+
+
+def _warm_up() -> None:
+    """Load what every process would load."""
+    import asyncsync.storage.gcs
+    import asyncsync.storage.s3.sdk
+
+    asyncsync.storage.s3.sdk.load({})
+
+
+def _main() -> None:
+    _warm_up()
+    for line in sys.stdin:
+        store, scenario = line.split()
+        pid = os.fork()
+        if pid == 0:
+            sys.stdin.readline()
+            asyncio.run(_work(store, scenario))
+            os._exit(0)
+        print(pid, flush=True)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,185 @@
+"""A fake S3 server, a syncer for it on which no wait takes time, and what is left in the bucket."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import pytest
+from anyio import to_thread
+from anyio.lowlevel import checkpoint
+
+from asyncsync import digest
+from asyncsync.errors import AsyncSyncError, TransferError
+from asyncsync.names import MANIFEST
+from asyncsync.storage.committed import place, writer
+from asyncsync.storage.http import Http
+from asyncsync.storage.s3 import connection
+from asyncsync.syncing import StorageSyncer
+from asyncsync.transfer import committed, engine, source
+
+from ..fakes.s3 import FakeS3
+from ..fakes.s3_faults import Effect, Fault
+from .trees import Events, content, make
+
+__all__ = [
+    "CHUNK",
+    "LOCATION",
+    "TREE",
+    "Hurry",
+    "S3Place",
+    "one_line",
+    "raises",
+    "s3_place",
+    "use_short_stalls",
+    "use_small_chunks",
+]
+
+E = TypeVar("E", bound=AsyncSyncError)
+
+CHUNK = 64 * 1024
+LOCATION = "s3://bucket/run/ckpt_7"
+TREE: Mapping[str, bytes] = {
+    "a": b"one",
+    "d/b": b"two",
+    "big": random.Random(7).randbytes(5 * CHUNK - 9),
+}
+"""Two small files and one of five parts."""
+
+
+class Caught(Generic[E]):
+    """What `raises` has caught."""
+
+    value: E
+
+
+class Hurry:
+    """A clock on which every wait is over at once, and is remembered; the date is the real one."""
+
+    def __init__(self) -> None:
+        self._time = 0.0
+        self.waits: list[float] = []
+
+    def monotonic(self) -> float:
+        return self._time
+
+    def now(self) -> float:
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self._time += max(0.0, seconds)
+        await checkpoint()
+
+
+@dataclass
+class S3Place:
+    """The server, a syncer for it, and a tree on disk to sync."""
+
+    fake: FakeS3
+    syncer: StorageSyncer
+    clock: Hurry
+    events: Events
+    tmp_path: Path
+
+    @property
+    def source(self) -> Path:
+        return self.tmp_path / "source"
+
+    async def make(self, files: Mapping[str, bytes | None] = TREE, name: str = "source") -> Path:
+        return await to_thread.run_sync(make, self.tmp_path / name, files)
+
+    async def up(self, files: Mapping[str, bytes | None] = TREE) -> None:
+        """Commit the tree."""
+        await self.syncer.sync_up(await self.make(files), LOCATION)
+
+    async def down(self, name: str = "restored") -> dict[str, bytes | None]:
+        """Fetch the tree; what is on disk then."""
+        await self.syncer.sync_down(LOCATION, self.tmp_path / name)
+        return await to_thread.run_sync(content, self.tmp_path / name)
+
+    def held(self) -> dict[str, bytes]:
+        """All objects below the tree, its manifest and foreign ones too, by path."""
+        prefix = LOCATION.removeprefix("s3://bucket/") + "/"
+        objects = self.fake.objects["bucket"]
+        return {k.removeprefix(prefix): o.data for k, o in objects.items() if k.startswith(prefix)}
+
+    def key(self, path: str) -> str:
+        return f"{LOCATION.removeprefix('s3://bucket/')}/{path}"
+
+    def count(self, operation: str, path: str | None = None) -> int:
+        """How many of those requests there have been."""
+        key = None if path is None else self.key(path)
+        return sum(r.operation == operation and key in (None, r.key) for r in self.fake.requests)
+
+    def fault(
+        self, effect: Effect, operation: str, path: str, *, at: int = 1, times: int | None = 1
+    ) -> Fault:
+        """A fault of requests for one path of the tree; not added yet."""
+        return Fault(effect, operation, self.key(path), at=at, times=times)
+
+    async def check(self, files: Mapping[str, bytes] = TREE) -> None:
+        """The tree is committed as it is, and nothing else is left: no record, no upload."""
+        held = self.held()
+        self.fake.faults.clear()
+        self.fake.hook = None
+
+        assert {p: d for p, d in held.items() if p != MANIFEST} == files
+        assert MANIFEST in held
+        assert not self.fake.uploads
+        assert (await self.syncer.verify(LOCATION)).ok
+
+
+@asynccontextmanager
+async def s3_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, max_requests: int = 8
+) -> AsyncIterator[S3Place]:
+    async with FakeS3() as fake:
+        for name, value in fake.environ.items():
+            monkeypatch.setenv(name, value)
+        clock, events = Hurry(), Events()
+        async with StorageSyncer(clock=clock, observe=events, max_requests=max_requests) as syncer:
+            yield S3Place(fake, syncer, clock, events, tmp_path)
+
+
+def use_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of more than 256 KiB travel in many chunks, as very large ones do."""
+    for module in (digest, place, writer, committed, engine, source):
+        monkeypatch.setattr(module, "CHUNK_BYTES", CHUNK)
+
+
+def use_short_stalls(monkeypatch: pytest.MonkeyPatch, stall_s: float) -> None:
+    """A connection on which nothing moves is given up after `stall_s`."""
+    monkeypatch.setattr(connection, "Http", partial(Http, stall_s=stall_s))
+
+
+@contextmanager
+def raises(kind: type[E]) -> Iterator[Caught[E]]:
+    """Expect that error; or several at once that are all of its kind, of which it gives one."""
+    caught = Caught[E]()
+    try:
+        yield caught
+    except TransferError as several:
+        caught.value = _one(several.failures, kind)
+    except kind as exc:
+        caught.value = exc
+    else:
+        pytest.fail(f"did not raise {kind.__name__}")
+
+
+def _one(failures: Sequence[AsyncSyncError], kind: type[E]) -> E:
+    alike = [failure for failure in failures if isinstance(failure, kind)]
+    assert len(alike) == len(failures), failures
+    return alike[0]
+
+
+def one_line(error: AsyncSyncError, *parts: str) -> bool:
+    """Whether the message is one printable line that holds all of `parts`."""
+    text = str(error)
+    return text.isprintable() and len(text) < 700 and all(part in text for part in parts)

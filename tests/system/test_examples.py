@@ -1,0 +1,44 @@
+"""The examples run as they are printed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..servers import Server
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(name: str, *arguments: str, **environ: str) -> str:
+    """What an example prints, as a program of its own."""
+    path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *arguments],
+        env={**os.environ, **environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_checkpoints_are_saved_from_a_training_loop(tmp_path: Path) -> None:
+    said = run("save_from_training_loop.py", str(tmp_path / "store"))
+
+    assert said.endswith(f"newest: {tmp_path / 'store' / 'step_000030'}\n")
+
+
+@pytest.mark.slow
+def test_five_lines_replace_aws_s3_sync(moto: Server) -> None:
+    store = f"s3://{moto.bucket()}/run"
+    said = run("replace_aws_s3_sync.py", store, **moto.environ)
+
+    assert said == f"newest: {store}/step_000003\n"
