@@ -67,8 +67,10 @@ _GRACE_S = 2.0
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The suites and whole-system tests run on uvloop too; for the others one loop is enough."""
+    """The quick suites and whole-system tests run on uvloop too; else one loop is enough."""
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    if item.get_closest_marker("slow"):
+        return loops
     if item.path.is_relative_to(_TESTS) and item.path.relative_to(_TESTS).parts[0] in _BOTH_LOOPS:
         loops["uvloop"] = uvloop.new_event_loop
     return loops

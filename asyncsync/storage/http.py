@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
@@ -40,6 +39,7 @@ _ERROR_BYTES = 64 * KIB
 _PLAIN_BYTES = 64 * MIB  # of an answer for which the caller has no buffer
 _ALIVE_BYTES = 4 * KIB
 _CONNECT_S = 15.0
+_NO_ADDRESS = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)
 _IDLE_S = 15.0  # stores close idle connections after 20 s and less
 
 
@@ -122,20 +122,28 @@ class Http:
             ConfigError: the server's certificate is not trusted, or the address makes no sense.
         """
         target = URL(url, encoded=True)
-        with _foreign(what, target), anyio.move_on_after(self._stall_s) as scope:
-            pulse = _Pulse(scope, self._stall_s)
-            async with self.session.request(
-                method,
-                target,
-                headers=headers,
-                data=_Slices(data, pulse) if len(data) or method in ("PUT", "POST") else None,
-                allow_redirects=False,
-                proxy=self.proxy_for(target),
-            ) as response:
-                pulse.beat(_ALIVE_BYTES)
-                body = await _read(response, into, pulse, what)
-                return Answer(response.status, response.headers, body)
-        raise StalledError(f"{what}: hardly anything moved for {self._stall_s:g} s")
+        try:
+            with anyio.move_on_after(self._stall_s) as scope:
+                pulse = _Pulse(scope, self._stall_s)
+                async with self.session.request(
+                    method,
+                    target,
+                    headers=headers,
+                    data=_Slices(data, pulse) if len(data) or method in ("PUT", "POST") else None,
+                    allow_redirects=False,
+                    proxy=self.proxy_for(target),
+                ) as response:
+                    pulse.beat(_ALIVE_BYTES)
+                    body = await _read(response, into, pulse, what)
+                    return Answer(response.status, response.headers, body)
+            failure: AsyncSyncError = StalledError(
+                f"{what}: hardly anything moved for {self._stall_s:g} s"
+            )
+        except AsyncSyncError:
+            raise
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            failure = _ours(exc, what, target)
+        raise failure  # here it does not bring the original along, which knows the whole address
 
     def proxy_for(self, target: URL) -> str | None:
         """The proxy that the environment names for an address, if any."""
@@ -198,7 +206,8 @@ async def _read(
         return b""
     # A body closed without a length is taken as whole by aiohttp; the caller knows its length.
     announced = response.content_length
-    if into is not None and announced is not None and announced > len(into):
+    whole = response.status == 200
+    if whole and into is not None and announced is not None and announced > len(into):
         raise PermanentError(
             f"{what}: the server sends {announced} bytes where {len(into)} were asked for; it does "
             "not honour ranges"
@@ -237,40 +246,33 @@ async def _some(response: aiohttp.ClientResponse, pulse: _Pulse, limit: int) -> 
     return b"".join(pieces)
 
 
-@contextmanager
-def _foreign(what: str, target: URL) -> Iterator[None]:
-    """Turn what aiohttp raises into our errors.
+def _ours(exc: Exception, what: str, target: URL) -> AsyncSyncError:
+    """The error for what aiohttp, yarl or the system raised.
 
-    Their texts may hold the whole address, and an address may be a secret: only the host is named,
-    and where there is a query the original is not kept as the cause.
+    Of the address, which may be a secret, only the host is named.
     """
-    where = quote(f"{target.scheme}://{target.authority}")
-    try:
-        yield
-    except AsyncSyncError:
-        raise
-    except (aiohttp.ClientError, OSError) as exc:
-        raise _ours(exc, what, where) from (None if target.query_string else exc)
-    except ValueError as exc:  # of yarl and the proxy settings
-        raise ConfigError(f"{what}: {where} is not an address; check the endpoint") from exc
-
-
-def _ours(exc: Exception, what: str, where: str) -> AsyncSyncError:
+    foreign = isinstance(exc, aiohttp.ClientError | OSError)  # else of yarl: some are both
+    if not target.host or not foreign or isinstance(exc, _NO_ADDRESS):
+        return ConfigError(
+            f"{what}: {quote(target.scheme)}://{quote(target.host or '')} is not the address of a "
+            "server; check the endpoint"
+        )
+    where = quote(str(target.origin()))
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         return ConfigError(
             f"{what}: the certificate of {where} is not trusted "
             f"({exc.certificate_error.__class__.__name__}); set AWS_CA_BUNDLE or SSL_CERT_FILE to "
             "the certificates to trust"
         )
-    if isinstance(exc, aiohttp.InvalidURL):
-        return ConfigError(f"{what}: {where} is not an address; check the endpoint")
     if isinstance(exc, aiohttp.ClientConnectorDNSError):
         return TransientError(f"{what}: no such host, {where}; check the endpoint and the network")
     if isinstance(exc, aiohttp.ServerTimeoutError):
         return StalledError(f"{what}: {where} does not answer")
     if isinstance(exc, aiohttp.ClientConnectorError):
         reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else "no connection"
-        return TransientError(f"{what}: cannot connect to {where}: {reason}")
+        return TransientError(
+            f"{what}: cannot connect to {where}: {reason}; check the endpoint, and that it runs"
+        )
     return TransientError(f"{what}: the connection to {where} broke ({type(exc).__name__})")
 
 

@@ -201,7 +201,13 @@ class TreeStore(Protocol):
         ...
 
     def find(self, tree: str) -> AsyncIterator[Sighting]:
-        """The trees with a manifest: `tree` itself and those below it, in no order."""
+        """The trees with a manifest: `tree` itself and those below it, in no order.
+
+        A listing may lag behind: whoever needs the commit reads it.
+
+        Raises:
+            NotFoundError: there is nothing at all.
+        """
         ...
 
     async def glance(self, tree: str) -> Glance:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import anyio
 
@@ -224,8 +224,11 @@ class _Objects:
         self, what: str, scan: Callable[[], AsyncIterator[ObjectInfo]]
     ) -> AsyncIterator[ObjectInfo]:
         walk = _Walk(scan)
-        while (info := await self._around(what, 0, walk.next)) is not None:
-            yield info
+        try:
+            while (info := await self._around(what, 0, walk.next)) is not None:
+                yield info
+        finally:
+            await walk.aclose()
 
     async def create_upload(self, key: str) -> Upload:
         return await self._around(
@@ -286,6 +289,11 @@ class _Walk:
             self._rest = None
             raise
         return None
+
+    async def aclose(self) -> None:
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            await cast("AsyncGenerator[ObjectInfo, None]", rest).aclose()
 
 
 class _Trees:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import BusyError, IntegrityError, NotFoundError, quote
+from ..errors import BusyError, CorruptedError, IntegrityError, NotFoundError, quote
 from ..location import Location
 from ..manifest import Header, Kind
 from ..storage import TreeCapabilities, TreeStore
@@ -134,6 +134,8 @@ async def read_commit(store: TreeStore, location: Location, tree: str, found: st
     place = location / below if below else location
     try:
         return Commit.of(place, await store.read_header(found))
+    except CorruptedError:  # on the way, not in the store
+        raise
     except IntegrityError as exc:
         return Commit(
             location=str(place), name=place.name, step=step_of(place.name), damaged=str(exc)

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
 
-from ..errors import IntegrityError, NotFoundError
+from ..errors import CorruptedError, IntegrityError, NotFoundError
 from ..location import Location
 from ..storage import Sighting, TreeStore
 from .commits import Commit, candidates, damaged_error, read_commit, refuse_damaged
@@ -138,15 +138,19 @@ class _Search:
         chosen = candidates(ordered, self._location)
         for number, commit in enumerate(chosen):
             path = paths[commit.location]
-            if commit == self._memory.look.commit:
+            if commit is self._memory.look.commit:  # not merely equal: nobody touched it since
                 return path
             try:
-                commits[path] = await self._checked(path, commit)
+                checked = await self._checked(path, commit)
             except NotFoundError:
                 del commits[path]
+            except CorruptedError:  # on the way, not in the store
+                raise
             except IntegrityError as exc:
                 raise damaged_error(commit, str(exc), chosen[number + 1 :]) from exc
             else:
+                if checked != commit:  # replaced since its header was read
+                    commits[path] = checked
                 return path
         return None
 

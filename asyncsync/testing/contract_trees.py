@@ -589,6 +589,13 @@ class TreeStoreContract:
         assert await _found(store, "exp/trial") == ["exp/trial/ckpt_1", "exp/trial/ckpt_2"]
         assert len(await _found(store, "")) == 4
 
+    async def test_find_says_when_there_is_nothing_at_all(self, store: TreeStore) -> None:
+        await save(store, "exp", OLD)
+
+        assert await _found(store, "") == ["exp"]
+        with pytest.raises(NotFoundError):
+            await _found(store, "none")
+
     async def test_what_is_found_has_a_tag_that_changes_with_it(self, store: TreeStore) -> None:
         first = await save(store, "exp/tree", OLD)
         before = [found async for found in store.find("exp")]

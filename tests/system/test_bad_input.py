@@ -138,8 +138,6 @@ ENDS: dict[str, Case] = {
     "unknown scheme, down": (lambda p: _down("bogus://x/y", p.out), ConfigError, ("fsspec",)),
     "a scheme of fsspec": (lambda p: _up(p.source, "az://box/x"), ConfigError, ("adlfs", "pip")),
     "another of fsspec": (lambda p: _up(p.source, "sftp://h/x"), ConfigError, ("paramiko", "pip")),
-    "s3 is not built": (lambda p: _up(p.source, "s3://box/x"), ConfigError, ("s3", "not built")),
-    "gs is not built": (lambda p: _down("gs://box/x", p.out), ConfigError, ("gs", "not built")),
     "peer is not built": (lambda p: _up(p.source, "peer://h/x"), ConfigError, ("not built",)),
     "no location": (lambda p: _up(p.source, ""), ConfigError, ("empty",)),
     "source elsewhere": (

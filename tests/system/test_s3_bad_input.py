@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,7 @@ async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 @pytest.mark.parametrize("operation", ["up", "down", "delete", "verify"])
 async def test_a_bucket_that_is_not_there_is_named(operation: str, place: S3Place) -> None:
     source, location = await place.make(), "s3://no-such-bucket/run"
-    acts = {
+    acts: dict[str, Callable[[], Awaitable[object]]] = {
         "up": lambda: place.syncer.sync_up(source, location),
         "down": lambda: place.syncer.sync_down(location, place.tmp_path / "restored"),
         "delete": lambda: place.syncer.delete(location),
@@ -75,17 +75,12 @@ async def test_a_wrong_region_is_answered_with_the_right_one(place: S3Place) -> 
     assert MANIFEST in place.held()
 
 
-@pytest.mark.parametrize(
-    "region", ["no region", "../eu", "eu-west-1.example.com/", "", "a b"], ids=str
-)
+@pytest.mark.parametrize("region", ["no region", "../eu", "eu-west-1.example.com/", "a b"], ids=str)
 async def test_a_region_that_is_none_is_refused(
     region: str, place: S3Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_REGION", region)
-    if not region:
-        monkeypatch.delenv("AWS_DEFAULT_REGION")
-        pytest.skip("an empty setting is none")
 
     with raises(ConfigError) as caught:
         await place.syncer.verify(LOCATION)
@@ -299,18 +294,19 @@ async def test_a_name_that_no_bucket_can_have_is_refused(bucket: str, place: S3P
     with raises(ConfigError) as caught:
         await place.syncer.verify(f"s3://{bucket}/run")
 
-    assert one_line(caught.value, f"s3://{bucket}/run", "bucket")
+    assert one_line(caught.value, f"s3://{bucket}", "bucket")
+    assert "regex" not in str(caught.value)
     assert place.count("PutObject") == 0
 
 
 async def test_a_key_too_long_is_refused_before_anything_moves(place: S3Place) -> None:
-    deep = "/".join(["d" * 200] * 5)
+    deep = "/".join(["d" * 200] * 6)
     source = await place.make({"a": b"1", f"{deep}/long": b"2"})
 
     with raises(RefusedError) as caught:
         await place.syncer.sync_up(source, LOCATION)
 
-    assert one_line(caught.value, "1024 is the limit")
+    assert str(caught.value).endswith("its key is 1221 bytes long; 1024 is the limit")
     assert caught.value.paths == (f"{deep}/long",)
     assert set(place.fake.operations).isdisjoint({"PutObject", "CreateMultipartUpload"})
     assert place.held() == {}

@@ -497,25 +497,27 @@ async def test_a_server_that_asks_to_slow_down_gets_fewer_requests_at_once(
 ) -> None:
     files = {f"f{number:03}": b"%d" % number for number in range(64)}
     async with s3_place(tmp_path, monkeypatch, max_requests=16) as place:
-        peaks, now = list[int](), 0
+        peaks, now, full = list[int](), 0, asyncio.Event()
 
         async def hook(request: Request) -> Effect | None:
             nonlocal now
-            if request.operation != "PutObject" or MANIFEST[:4] in request.key:
+            if request.operation != "PutObject" or request.key.endswith((MANIFEST, ATTEMPT)):
                 return None
             now += 1
             peaks.append(now)
-            slow = 16 < len(peaks) <= 32
-            await asyncio.sleep(0.03)
+            first = len(peaks) <= 16
+            if len(peaks) == 16:
+                full.set()
+            await (full.wait() if first else asyncio.sleep(0.02))
             now -= 1
-            return slow_down(1) if slow else None
+            return slow_down(1) if first else None
 
         place.fake.hook = hook
 
         await place.up(files)
 
         assert max(peaks[:16]) == 16
-        assert max(peaks[32:44]) <= 9
+        assert max(peaks[17:28]) <= 9
         await place.check(files)
 
 

@@ -16,9 +16,11 @@ from asyncsync.errors import (
     IntegrityError,
     NotCommittedError,
     NotFoundError,
+    PreconditionError,
     RefusedError,
     TransientError,
 )
+from asyncsync.events import Event, Reduced
 from asyncsync.location import Location
 from asyncsync.manifest import Header, Manifest, NestedEntry, encode
 from asyncsync.names import ATTEMPT, MANIFEST, new_attempt
@@ -641,6 +643,78 @@ async def test_a_store_that_only_pretends_to_know_conditions_is_found_out() -> N
     assert "only one write at a time" in " ".join(found.notes)
     assert await load(store, "tree") == OLD
     assert (await trees(MemoryObjects()).probe("tree")).exclusive
+
+
+class Misjudges(MemoryObjects):
+    """Declares every condition and keeps only some of them."""
+
+    def __init__(self, *, absent: bool, right: bool, stale: bool) -> None:
+        super().__init__(Capabilities())
+        self.absent, self.right, self.stale = absent, right, stale
+        self.puts = 0
+
+    async def put(self, key: str, data: Data, *, condition: Condition | None = None) -> ObjectInfo:
+        self.puts += 1
+        tag = condition.tag if condition is not None else None
+        if condition is not None and condition.absent and not self.absent:
+            return await super().put(key, data)
+        if tag is not None:
+            there = (await self.head(key)).tag
+            if there == tag and not self.right:
+                raise PreconditionError("refused although it is the right one")
+            if there != tag and not self.stale:
+                return await super().put(key, data)
+        return await super().put(key, data, condition=condition)
+
+
+MISJUDGED = {
+    "keeps none": {"absent": False, "right": True, "stale": False},
+    "overwrites what is there": {"absent": False, "right": True, "stale": True},
+    "takes any tag": {"absent": True, "right": True, "stale": False},
+    "refuses the right tag": {"absent": True, "right": False, "stale": True},
+}
+
+
+@pytest.mark.parametrize("kept", MISJUDGED.values(), ids=MISJUDGED)
+async def test_the_first_writer_finds_out_and_says_once_that_it_must_be_the_only_one(
+    kept: dict[str, bool],
+) -> None:
+    memory = Misjudges(**kept)
+    heard: list[Event] = []
+    store = CommittedTrees(memory, clock=FakeClock(), where="s3://b", observe=heard.append)
+    first = await save(store, "tree", OLD)
+    second = await save(store, "tree", NEW, over=first)
+    await save(store, "other", OLD)
+
+    assert [(type(e), getattr(e, "where", "")) for e in heard] == [(Reduced, "s3://b")]
+    assert await store.read_manifest("tree") == second
+    assert await load(store, "tree") == NEW
+    assert [i.key async for i in memory.scan("") if "attempt" in i.key or "tmp" in i.key] == []
+
+
+async def test_a_store_that_keeps_conditions_is_tried_once_and_nothing_is_said() -> None:
+    memory = Misjudges(absent=True, right=True, stale=True)
+    heard: list[Event] = []
+    store = CommittedTrees(memory, clock=FakeClock(), observe=heard.append)
+    puts: list[int] = []
+    for name in ("a", "b"):
+        before = memory.puts
+        await save(store, name, OLD)
+        puts.append(memory.puts - before)
+
+    assert heard == []
+    assert puts[0] - puts[1] == 3  # absent, the right tag, a stale one
+
+
+async def test_a_crashed_attempt_is_taken_over_on_a_store_that_refuses_the_right_tag() -> None:
+    memory = Misjudges(**MISJUDGED["refuses the right tag"])
+    left = Record(kind="write", attempt="0" * 32, writer="me", paths=frozenset({"half"}))
+    await memory.put(f"tree/{ATTEMPT}", msgspec.json.encode(left))
+    await memory.put("tree/half", b"written")
+    await save(trees(memory), "tree", OLD, writer="me")
+
+    assert await load(trees(memory), "tree") == OLD
+    assert "tree/half" not in [info.key async for info in memory.scan("")]
 
 
 @pytest.mark.parametrize("conditions", [False, True])

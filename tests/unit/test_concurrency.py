@@ -8,12 +8,13 @@ import gc
 import random
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import pytest
 
-from asyncsync.concurrency import ByteBudget, Threads, each_bounded, quietly
+from asyncsync.concurrency import Budget, ByteBudget, Threads, each_bounded, quietly
 from asyncsync.errors import ConfigError, StalledError
 from asyncsync.testing import settle
 
@@ -496,3 +497,78 @@ async def test_cleanup_sees_the_context_of_its_caller() -> None:
     await quietly(cleanup)
 
     assert seen == ["set"]
+
+
+async def test_a_budget_that_shrinks_waits_and_one_that_grows_lends_at_once() -> None:
+    budget = Budget(2)
+    inside: list[int] = []
+
+    async def borrow(number: int) -> None:
+        async with budget.borrow():
+            inside.append(number)
+            await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+        budget.resize(1)
+        for number in range(3):
+            group.start_soon(borrow, number)
+        await settle()
+        small = list(inside)
+        budget.resize(3)
+        await settle()
+        group.cancel_scope.cancel()
+
+    assert (small, inside) == ([0], [0, 1, 2])
+    assert budget.used == 0
+
+
+async def test_a_buffer_that_comes_back_is_lent_again() -> None:
+    budget = ByteBudget(100, buffer_bytes=10)
+    async with budget.buffer(10) as first:
+        memory = first.obj
+    async with budget.buffer(8) as second:
+        again, size = second.obj, len(second)
+
+    assert again is memory
+    assert size == 8
+
+
+async def test_a_buffer_in_which_something_failed_is_not_lent_again() -> None:
+    budget = ByteBudget(100, buffer_bytes=10)
+    with suppress(ValueError):
+        async with budget.buffer(10) as first:
+            memory = first.obj
+            raise ValueError
+    async with budget.buffer(10) as second:
+        other = second.obj
+
+    assert other is not memory
+    assert budget.used == 0
+
+
+async def test_what_lies_idle_never_makes_more_than_the_budget() -> None:
+    budget = ByteBudget(40, buffer_bytes=10)
+
+    async def hold(done: anyio.Event) -> None:
+        async with budget.buffer(10):
+            await done.wait()
+
+    async with anyio.create_task_group() as group:
+        done = anyio.Event()
+        for _ in range(4):
+            group.start_soon(hold, done)
+        await settle()
+        done.set()
+    idle = len(budget._idle)
+    async with budget.borrow(25):
+        beside = len(budget._idle)
+
+    assert (idle, beside) == (4, 1)
+
+
+async def test_a_small_piece_gets_memory_of_its_size() -> None:
+    budget = ByteBudget(100, buffer_bytes=10)
+    async with budget.buffer(3) as buffer:
+        used, size = budget.used, len(bytes(buffer.obj))
+
+    assert (used, size) == (3, 3)

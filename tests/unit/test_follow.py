@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from asyncsync.errors import IntegrityError
+from asyncsync.errors import CorruptedError, IntegrityError
 from asyncsync.location import Location
 from asyncsync.manifest import Header, Manifest, encode
 from asyncsync.names import ATTEMPT, MANIFEST
@@ -169,6 +169,31 @@ async def test_a_damaged_newest_is_an_error_every_time(store: Store) -> None:
     for _ in range(2):
         with pytest.raises(IntegrityError, match=r"ckpt_2.*ckpt_1"):
             await store.look()
+
+
+async def test_damage_below_the_first_line_is_noticed_although_the_header_is_known(
+    store: Store,
+) -> None:
+    await store.commit("run/ckpt_1", step=1)
+    await store.look()
+    manifest = (await store.objects.get(f"run/ckpt_1/{MANIFEST}")).data
+    await store.objects.put(f"run/ckpt_1/{MANIFEST}", bytes(manifest)[:-3])
+
+    with pytest.raises(IntegrityError, match="ckpt_1"):
+        await store.look()
+
+
+async def test_bytes_that_were_changed_on_the_way_are_not_called_damage(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def corrupted(*args: object, **options: object) -> None:
+        raise CorruptedError("checksum")
+
+    await store.commit("run/ckpt_1", step=1)
+    monkeypatch.setattr(store.objects, "get", corrupted)
+
+    with pytest.raises(CorruptedError, match="checksum"):
+        await store.look()
 
 
 async def test_only_so_many_locations_are_remembered(store: Store) -> None:

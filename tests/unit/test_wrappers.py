@@ -6,7 +6,7 @@ from typing import TypeVar
 import anyio
 import pytest
 
-from asyncsync.errors import NotFoundError, TransientError
+from asyncsync.errors import NotFoundError, SlowDownError, StalledError, TransientError
 from asyncsync.events import Event, Retrying
 from asyncsync.manifest import Manifest
 from asyncsync.storage.committed import CommittedTrees
@@ -156,6 +156,57 @@ async def test_a_slot_comes_back_after_failure_and_cancellation() -> None:
 
     with anyio.fail_after(5):
         await limited("x", 0, settle)
+
+
+async def test_a_store_that_asks_for_less_gets_half_and_later_as_much_as_before() -> None:
+    limited = Limited(8)
+    most = inside = 0
+
+    async def work() -> None:
+        nonlocal most, inside
+        inside += 1
+        most = max(most, inside)
+        await settle(2)
+        inside -= 1
+
+    async def slow_down() -> None:
+        await settle(2)
+        raise SlowDownError("less")
+
+    async def ask() -> None:
+        with pytest.raises(SlowDownError):
+            await limited("slow", 0, slow_down)
+
+    async def count(calls: int) -> int:
+        nonlocal most
+        most = 0
+        async with anyio.create_task_group() as group:
+            for _ in range(calls):
+                group.start_soon(limited, "work", 0, work)
+        return most
+
+    async with anyio.create_task_group() as group:
+        for _ in range(8):  # at once: that is one reason to slow down, not eight
+            group.start_soon(ask)
+    halved = await count(8)
+    await count(100)
+    recovered = await count(20)
+
+    assert halved in (4, 5)
+    assert recovered == 8
+
+
+async def test_a_store_that_never_answers_is_asked_one_at_a_time_at_the_least() -> None:
+    limited = Limited(4)
+
+    async def stall() -> None:
+        raise StalledError("nothing moves")
+
+    for _ in range(10):
+        with pytest.raises(StalledError):
+            await limited("stall", 0, stall)
+    with anyio.fail_after(10):
+        await limited("works", 0, settle)
 
 
 # -- rates

@@ -12,7 +12,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, contextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import anyio
 
@@ -143,8 +143,10 @@ class Place:
 
     async def scan(self) -> AsyncGenerator[tuple[str, ObjectInfo], None]:
         """Path and object of everything below the tree, asyncsync's own too."""
-        async for info in self.objects.scan(self.prefix):
-            yield info.key[len(self.prefix) :], info
+        objects = cast("AsyncGenerator[ObjectInfo, None]", self.objects.scan(self.prefix))
+        async with aclosing(objects):  # a listing that is left early ends now, not some time
+            async for info in objects:
+                yield info.key[len(self.prefix) :], info
 
     async def is_empty(self) -> bool:
         """Whether no files are there, whoever wrote them."""

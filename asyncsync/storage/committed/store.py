@@ -89,11 +89,14 @@ class CommittedTrees:
         return header
 
     async def find(self, tree: str) -> AsyncIterator[Sighting]:
-        place = self._place(tree)
+        place, empty = self._place(tree), True
         async with aclosing(place.scan()) as found:
             async for path, info in found:
+                empty = False
                 if path.rpartition("/")[2] == MANIFEST:
                     yield Sighting(info.key.removesuffix(MANIFEST).rstrip("/"), info.tag)
+        if empty and tree:  # the root is there even when nothing is in it
+            raise NotFoundError(f"nothing at {place.where}; check the spelling")
 
     async def glance(self, tree: str) -> Glance:
         place = self._place(tree)
@@ -188,12 +191,12 @@ class CommittedTrees:
     # -- helpers
 
     def _place(self, tree: str) -> Place:
-        if self._conditional is None:
-            caps = self._objects.capabilities
-            declared = caps.create_only and caps.if_match
-            if caps.assured or not declared:
-                self._learn(declared)
-        return Place(self._objects, tree, conditional=self._conditional is not False)
+        conditional = self._declared and self._conditional is not False
+        return Place(self._objects, tree, conditional=conditional)
+
+    @property
+    def _declared(self) -> bool:
+        return self._objects.capabilities.create_only and self._objects.capabilities.if_match
 
     def _learn(self, works: bool) -> None:
         if not works and self._conditional is None:
@@ -202,7 +205,9 @@ class CommittedTrees:
 
     async def _take(self, place: Place, record: Record) -> Lease:
         """Take the record; whoever does so first finds out whether conditions work."""
-        if self._conditional is None and await read_record(place) is not None:
+        if self._objects.capabilities.assured or not self._declared:
+            self._learn(self._declared)
+        elif self._conditional is None and await read_record(place) is not None:
             await self._prove(place)  # taking over relies on them
         lease = await Lease.take(place, record, self._clock, self._seen)
         if self._conditional is None:

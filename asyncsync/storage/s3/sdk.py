@@ -194,6 +194,11 @@ def _ours(what: str, exc: Exception) -> AsyncSyncError | None:
         return error_of(what, _fault(exc), now=0.0)
     if isinstance(exc, ResponseParserError):
         return TransientError(f"{what}: the answer is not a whole document")
+    text = " ".join(str(exc).split())[:300]
+    if isinstance(exc, foreign.ParamValidationError) and "bucket name" in text:
+        return ConfigError(
+            f"{what}: Invalid bucket name; it has 3 to 63 small letters, digits, dots and dashes"
+        )
     kinds: dict[type[Exception], type[AsyncSyncError]] = {
         foreign.ReadTimeoutError: StalledError,
         foreign.ConnectTimeoutError: StalledError,
@@ -210,8 +215,8 @@ def _ours(what: str, exc: Exception) -> AsyncSyncError | None:
     }
     for kind in type(exc).__mro__:
         if kind in kinds:
-            text = " ".join(str(exc).split())[:300]
-            return kinds[kind](f"{what}: {quote(text)}")
+            advice = "; check the endpoint" if kind is ValueError else ""
+            return kinds[kind](f"{what}: {quote(text)}{advice}")
     return None
 
 

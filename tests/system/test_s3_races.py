@@ -1,0 +1,277 @@
+"""Several who write the same tree in S3, and one who is cancelled anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from asyncsync.clock import SystemClock
+from asyncsync.errors import BusyError, ConflictError, NotFoundError
+from asyncsync.names import MANIFEST
+from asyncsync.syncing import StorageSyncer
+
+from ..fakes.s3_faults import Effect
+from ..fakes.s3_wire import Request
+from ..servers import Server
+from .s3_place import LOCATION, TREE, S3Place, s3_place, use_small_chunks
+from .trees import content, make, temporary
+
+NEW = {"a": b"ONE", "d/b": b"two", "big": TREE["big"][::-1]}
+Outcome = str | ConflictError
+
+
+class Brief(SystemClock):
+    """A clock on which nobody waits for long, and on which no attempt becomes old by waiting."""
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(min(seconds, 0.01))
+
+
+async def _insist(syncer: StorageSyncer, source: Path, location: str) -> Outcome:
+    """The identity that was committed, or the conflict; as long as others are busy it waits."""
+    while True:
+        try:
+            return (await syncer.sync_up(source, location)).identity
+        except ConflictError as exc:
+            return exc
+        except BusyError:
+            continue
+
+
+async def _race(syncers: list[StorageSyncer], sources: list[Path], location: str) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+
+    async def run(syncer: StorageSyncer, source: Path) -> None:
+        outcomes.append(await _insist(syncer, source, location))
+
+    async with anyio.create_task_group() as group:
+        for syncer, source in zip(syncers, sources, strict=True):
+            group.start_soon(run, syncer, source)
+    return outcomes
+
+
+async def _check_races(times: int, bucket: str, tmp_path: Path) -> None:
+    sources = [
+        await to_thread.run_sync(make, tmp_path / name, {"w": name.encode(), name: b""})
+        for name in ("left", "right")
+    ]
+    async with StorageSyncer(clock=Brief()) as left, StorageSyncer(clock=Brief()) as right:
+        for number in range(times):
+            location = f"s3://{bucket}/race/{number}"
+            order = [left, right] if number % 2 else [right, left]
+            with anyio.fail_after(60):
+                outcomes = await _race(order, sources if number % 2 else sources[::-1], location)
+            winners = [outcome for outcome in outcomes if isinstance(outcome, str)]
+            losers = [outcome for outcome in outcomes if isinstance(outcome, ConflictError)]
+            report = await left.verify(location)
+
+            assert (len(winners), len(losers)) == (1, 1), number
+            assert losers[0].winner == winners[0] == report.identity
+            assert report.ok
+            assert winners[0][:12] in str(losers[0])
+
+
+@pytest.fixture
+async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[S3Place]:
+    use_small_chunks(monkeypatch)
+    async with s3_place(tmp_path, monkeypatch) as place:
+        yield place
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_of_two_writers_one_commits_and_the_other_hears_who_200_times(
+    moto: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in moto.environ.items():
+        monkeypatch.setenv(name, value)
+
+    await _check_races(200, moto.bucket(), tmp_path)
+
+
+async def test_of_two_writers_one_commits_and_the_other_hears_who(
+    place: S3Place, tmp_path: Path
+) -> None:
+    await _check_races(3, "bucket", tmp_path)
+
+
+# -- one that is cancelled
+
+
+Prepare = Callable[[S3Place], Awaitable[object]]
+
+
+async def _nothing(place: S3Place) -> None:
+    await place.make(NEW, "newer")
+
+
+async def _committed(place: S3Place) -> None:
+    await place.up()
+    await place.make(NEW, "newer")
+
+
+async def _rolling(place: S3Place) -> None:
+    await place.syncer.sync_up(await place.make(), LOCATION, kind="rolling")
+    await place.make(NEW, "newer")
+
+
+async def _up(place: S3Place) -> object:
+    return await place.syncer.sync_up(place.tmp_path / "newer", LOCATION)
+
+
+async def _replace(place: S3Place) -> object:
+    return await place.syncer.sync_up(place.tmp_path / "newer", LOCATION, replace=True)
+
+
+async def _down(place: S3Place) -> object:
+    return await place.syncer.sync_down(LOCATION, place.tmp_path / "restored")
+
+
+async def _delete(place: S3Place) -> object:
+    return await place.syncer.delete(LOCATION)
+
+
+Tree = dict[str, bytes]
+CASES: dict[str, tuple[Prepare, Prepare, Tree, Tree]] = {
+    "up, new": (_nothing, _up, {}, NEW),
+    "up, replace": (_committed, _replace, dict(TREE), NEW),
+    "up, rolling": (_rolling, _up, dict(TREE), NEW),
+    "down": (_committed, _down, dict(TREE), dict(TREE)),
+    "delete": (_committed, _delete, dict(TREE), {}),
+}
+
+
+async def _seen(place: S3Place) -> Tree:
+    """What a reader finds; a tree that is there is whole."""
+    if MANIFEST not in place.held():
+        return {}
+    assert (await place.syncer.verify(LOCATION)).ok
+    return {path: data for path, data in place.held().items() if path != MANIFEST}
+
+
+async def _again(place: S3Place, act: Prepare, after: Tree) -> None:
+    try:
+        await act(place)
+    except NotFoundError:
+        assert after == {}, "only what has been deleted is missing"
+
+
+async def _clear(place: S3Place) -> None:
+    """As before the first run."""
+    place.fake.hook = place.fake.after_hook = None
+    place.fake.objects["bucket"].clear()
+    for name in ("restored", "newer", "source"):
+        await to_thread.run_sync(_remove, place.tmp_path / name)
+
+
+def _remove(directory: Path) -> None:
+    for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    if directory.exists():
+        directory.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", CASES)
+async def test_cancelled_at_any_request_it_leaves_a_whole_tree_or_none_and_no_upload(
+    name: str, when: Literal["before", "after"], place: S3Place
+) -> None:
+    prepare, act, before, after = CASES[name]
+    reached, number = True, 0
+    while reached:
+        number += 1
+        await _clear(place)
+        await prepare(place)
+        start = len(place.fake.requests)
+        with anyio.CancelScope() as scope:
+            _cancel_at(place, start + number, when, scope)
+            await act(place)
+        reached = len(place.fake.requests) - start >= number
+        place.fake.hook = place.fake.after_hook = None
+
+        assert not place.fake.uploads, number
+        await _check_after(place, act, before, after)
+    assert number > 5
+
+
+def _cancel_at(
+    place: S3Place, number: int, when: Literal["before", "after"], scope: anyio.CancelScope
+) -> None:
+    async def hook(request: Request) -> Effect | None:
+        if when == "before" and request.number == number:
+            scope.cancel()
+            await asyncio.sleep(0.005)
+        return None
+
+    def after_hook(request: Request) -> None:
+        if when == "after" and request.number == number:
+            scope.cancel()
+
+    place.fake.hook, place.fake.after_hook = hook, after_hook
+
+
+async def _check_after(place: S3Place, act: Prepare, before: Tree, after: Tree) -> None:
+    seen = await _seen(place)
+    restored = await to_thread.run_sync(content, place.tmp_path / "restored")
+    left = await to_thread.run_sync(temporary, place.tmp_path)
+
+    assert seen in ({}, before, after)
+    assert restored in ({}, TREE)
+    assert left == []
+    await _again(place, act, after)
+    assert await _seen(place) == after
+    assert not place.fake.uploads
+    assert {path for path in place.held() if path.startswith(".")} <= {MANIFEST}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CASES)
+async def test_cancelled_at_any_moment_it_leaves_a_whole_tree_or_none_and_no_upload(
+    name: str, place: S3Place
+) -> None:
+    """Some rounds of the event loop apart, from the first to the last of a sync."""
+    prepare, act, before, after = CASES[name]
+    loop = asyncio.get_running_loop()
+    for moment in count(1, 5):
+        await _clear(place)
+        await prepare(place)
+        with anyio.CancelScope() as scope:
+            ticker = _Ticker(loop, moment, scope.cancel)
+            await act(place)
+        ticker.stop()
+
+        assert not place.fake.uploads, moment
+        await _check_after(place, act, before, after)
+        if not scope.cancelled_caught:
+            break
+    assert moment > 20
+
+
+class _Ticker:
+    """Calls `act` in the n-th round of the event loop from now on."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, number: int, act: Callable[[], object]
+    ) -> None:
+        self._loop, self._left, self._act = loop, number, act
+        self._tick()
+
+    def _tick(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._act()
+        if self._left > 0:
+            self._loop.call_soon(self._tick)
+
+    def stop(self) -> None:
+        self._left = 0

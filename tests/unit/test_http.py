@@ -1,0 +1,598 @@
+"""Http against servers that answer what a test tells them, byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+import trustme
+
+from asyncsync.concurrency import Threads
+from asyncsync.errors import (
+    AsyncSyncError,
+    ConfigError,
+    PermanentError,
+    StalledError,
+    TransientError,
+)
+from asyncsync.storage.http import Answer, Http
+
+STALL_S = 0.15
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: x\r\n\r\nhello"
+SECRET = "sig=very-secret"
+BIG = bytes(range(256)) * 32 * 1024  # 8 MiB: more than any buffer on the way takes
+
+
+class Connection:
+    """One connection to the server, as a script of a test sees it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def head(self) -> bytes:
+        """The next request up to its body."""
+        return await self.reader.readuntil(b"\r\n\r\n")
+
+    async def request(self) -> tuple[bytes, bytes]:
+        """The next request: head and body."""
+        head = await self.head()
+        size = 0
+        for line in head.split(b"\r\n"):
+            if line.lower().startswith(b"content-length:"):
+                size = int(line.partition(b":")[2])
+        return head, await self.reader.readexactly(size)
+
+    async def say(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def until_closed(self) -> None:
+        """Wait until the client has gone."""
+        try:
+            while await self.reader.read(65536):
+                continue
+        except ConnectionError:
+            pass
+
+
+Script = Callable[[Connection], Awaitable[object]]
+
+
+class Server:
+    """Runs a script for every connection, then closes it."""
+
+    def __init__(self, script: Script, tls: ssl.SSLContext | None) -> None:
+        self._script, self._tls = script, tls
+        self.connections = self.closed = 0
+        self.requests: list[bytes] = []
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+
+    async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            await self._script(Connection(reader, writer))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+            self.closed += 1
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Server]:
+        tasks = set[asyncio.Task[None]]()
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tasks.add(asyncio.ensure_future(self.run(reader, writer)))
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=self._tls)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await server.wait_closed()
+
+
+def serving(script: Script, tls: ssl.SSLContext | None = None):  # type: ignore[no-untyped-def]
+    return Server(script, tls).running()
+
+
+def answers(*texts: bytes) -> Script:
+    """One answer after the other on each connection, and then the end."""
+
+    async def script(connection: Connection) -> None:
+        for text in texts:
+            await connection.request()
+            await connection.say(text)
+
+    return script
+
+
+def sends(text: bytes) -> Script:
+    """An answer, and a connection that stays open."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.say(text)
+        await connection.until_closed()
+
+    return script
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    threads = Threads(2)
+    yield threads
+    threads.close()
+
+
+@pytest.fixture
+async def http(threads: Threads) -> AsyncIterator[Http]:
+    http = Http(max_connections=4, stall_s=STALL_S)
+    await http.open(threads)
+    yield http
+    await http.aclose()
+
+
+def one_line(error: AsyncSyncError, *parts: str) -> bool:
+    text = str(error)
+    return text.isprintable() and all(part in text for part in parts)
+
+
+# -- what is sent and what comes back
+
+
+async def test_an_answer_comes_as_it_is_and_the_address_goes_as_it_is(http: Http) -> None:
+    heads = list[bytes]()
+
+    async def script(connection: Connection) -> None:
+        heads.append(await connection.head())
+        await connection.say(OK)
+
+    async with serving(script) as server:
+        url = f"{server.url}/b/a%2Fb%20c%C3%BC//d?x=%2B&y"
+        answer = await http.send("GET", url, {"X-One": "1"}, what="get it")
+
+    assert answer.status == 200
+    assert answer.headers["etag"] == "x"
+    assert answer.body == b"hello"
+    assert heads[0].startswith(b"GET /b/a%2Fb%20c%C3%BC//d?x=%2B&y HTTP/1.1\r\n")
+    assert b"\r\nX-One: 1\r\n" in heads[0]
+    for name in (b"accept-encoding", b"user-agent", b"cookie", b"content-length", b"content-type"):
+        assert name not in heads[0].lower()
+
+
+@pytest.mark.parametrize("size", [0, 1, 200_000])
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+async def test_a_body_goes_with_its_exact_length(method: str, size: int, http: Http) -> None:
+    seen = list[tuple[bytes, bytes]]()
+
+    async def script(connection: Connection) -> None:
+        seen.append(await connection.request())
+        await connection.say(OK)
+
+    async with serving(script) as server:
+        data = memoryview(BIG)[:size]
+        await http.send(method, server.url, {"Content-Type": "a/b"}, what="put it", data=data)
+
+    head, body = seen[0]
+    assert body == data
+    assert b"\r\nContent-Length: %d\r\n" % size in head
+    assert b"chunked" not in head
+    assert head.count(b"Content-Type: a/b") == 1
+
+
+async def test_a_body_goes_into_the_buffer_of_the_caller(http: Http) -> None:
+    buffer = memoryview(bytearray(9))
+    async with serving(answers(OK)) as server:
+        answer = await http.send("GET", server.url, {}, what="get it", into=buffer)
+
+    assert isinstance(answer.body, memoryview)
+    assert answer.body.obj is buffer.obj
+    assert bytes(buffer) == b"hello\0\0\0\0"
+
+
+async def test_a_head_has_a_length_and_no_body(http: Http) -> None:
+    text = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+    async with serving(answers(text, OK)) as server:
+        head = await http.send("HEAD", server.url, {}, what="look at it")
+        again = await http.send("GET", server.url, {}, what="get it")
+
+    assert (head.headers["Content-Length"], head.body) == ("5", b"")
+    assert again.body == b"hello"
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_an_answer_like_others(status: int, http: Http) -> None:
+    async with serving(answers(OK)) as other:
+        text = f"HTTP/1.1 {status} Go\r\nLocation: {other.url}/x\r\nContent-Length: 0\r\n\r\n"
+        async with serving(answers(text.encode())) as server:
+            answer = await http.send("PUT", server.url, {}, what="put it", data=b"x")
+
+        assert (answer.status, answer.headers["Location"]) == (status, f"{other.url}/x")
+        assert other.connections == 0
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 412, 429, 500, 503])
+async def test_no_status_is_an_error(status: int, http: Http) -> None:
+    text = b"HTTP/1.1 %d No\r\nContent-Length: 2\r\n\r\nno" % status
+    async with serving(answers(text)) as server:
+        answer = await http.send("GET", server.url, {}, what="get it", into=memoryview(b""))
+
+    assert (answer.status, answer.body) == (status, b"no")
+
+
+async def test_connections_are_kept_while_all_is_well(http: Http) -> None:
+    async with serving(answers(OK, OK, OK)) as server:
+        for _ in range(3):
+            await http.send("PUT", server.url, {}, what="put it", data=b"x")
+
+        assert server.connections == 1
+
+
+async def test_of_a_long_error_page_64_kib_are_read_and_the_connection_is_closed(
+    http: Http,
+) -> None:
+    text = b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % len(BIG)
+    async with serving(sends(text + BIG)) as server:
+        answer = await http.send("GET", server.url, {}, what="get it")
+        await _until(lambda: server.closed == 1)
+
+    assert answer.status == 500
+    assert answer.body == BIG[: 64 * 1024]
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - of a server whose end has no event
+            await anyio.sleep(0.001)
+
+
+async def test_an_answer_before_the_body_has_gone_is_heard(http: Http) -> None:
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.say(b"HTTP/1.1 503 Slow\r\nContent-Length: 2\r\n\r\nno")
+        await asyncio.sleep(60)
+
+    async with serving(script) as server:
+        answer = await http.send("PUT", server.url, {}, what="put it", data=BIG)
+
+    assert (answer.status, answer.body) == (503, b"no")
+
+
+# -- answers that are not whole
+
+
+NOT_WHOLE = {
+    "nothing": b"",
+    "half of the headers": OK[:20],
+    "garbage": b"garbage\r\n\r\n",
+    "no body": OK[:-5],
+    "half of the body": OK[:-3],
+    "half of a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
+    "no last chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    "a chunk without size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello",
+    "a length that is none": b"HTTP/1.1 200 OK\r\nContent-Length: 5x\r\n\r\nhello",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+}
+
+
+@pytest.mark.parametrize("into", [None, 100], ids=["", "into a buffer"])
+@pytest.mark.parametrize("kind", NOT_WHOLE)
+async def test_an_answer_that_is_not_whole_is_passing_and_its_connection_is_not_used_again(
+    kind: str, into: int | None, http: Http
+) -> None:
+    texts = [NOT_WHOLE[kind], OK]
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.say(texts.pop(0))
+
+    async with serving(script) as server:
+        buffer = None if into is None else memoryview(bytearray(into))
+        with pytest.raises(TransientError) as caught:
+            await http.send("GET", f"{server.url}?{SECRET}", {}, what="get it", into=buffer)
+        again = await http.send("GET", server.url, {}, what="get it")
+
+    assert one_line(caught.value, "get it: ")
+    assert SECRET not in repr((caught.value, caught.value.__cause__, caught.value.__context__))
+    assert again.body == b"hello"
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"HTTP/1.1 206 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 206 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"HTTP/1.1 206 OK\r\n\r\nhello",
+    ],
+    ids=["length", "chunks", "until closed"],
+)
+async def test_more_than_fits_is_passing_and_writes_nothing_beyond(text: bytes, http: Http) -> None:
+    whole = bytearray(9)
+    into = memoryview(whole)[:4]
+    async with serving(answers(text)) as server:
+        with pytest.raises(TransientError, match="get it"):
+            await http.send("GET", server.url, {}, what="get it", into=into)
+
+    assert whole[4:] == bytes(5)
+
+
+async def test_the_whole_where_a_range_was_asked_for_is_no_passing_trouble(http: Http) -> None:
+    async with serving(answers(OK)) as server:
+        with pytest.raises(PermanentError, match="does not honour ranges"):
+            await http.send("GET", server.url, {}, what="get it", into=memoryview(bytearray(4)))
+
+
+async def test_a_password_in_the_address_is_not_named(http: Http) -> None:
+    with pytest.raises(TransientError) as caught:
+        await http.send("GET", "http://user:password@127.0.0.1:9/x", {}, what="get it")
+
+    assert one_line(caught.value, "get it: cannot connect to http://127.0.0.1:9: ")
+    assert "password" not in repr(caught.value)
+
+
+async def test_a_body_without_length_is_as_long_as_it_comes(http: Http) -> None:
+    async with serving(answers(b"HTTP/1.1 200 OK\r\n\r\nhello")) as server:
+        answer = await http.send("GET", server.url, {}, what="get it")
+
+    assert answer.body == b"hello"
+
+
+async def test_a_request_is_never_sent_twice(http: Http) -> None:
+    """Neither on a fresh connection nor on one that was kept and is closed by then."""
+    heads = list[bytes]()
+
+    async def script(connection: Connection) -> None:
+        heads.append((await connection.request())[0])
+        if len(heads) == 1:
+            await connection.say(OK)
+            heads.append((await connection.request())[0])
+
+    async with serving(script) as server:
+        await http.send("PUT", server.url, {}, what="put it", data=b"1")
+        with pytest.raises(TransientError, match=r"put it: the connection to .* broke"):
+            await http.send("PUT", server.url, {}, what="put it", data=b"2")
+        with pytest.raises(TransientError, match=r"put it: the connection to .* broke"):
+            await http.send("PUT", server.url, {}, what="put it", data=b"3")
+
+    assert len(heads) == 3
+
+
+# -- too slow
+
+
+async def nothing(connection: Connection) -> None:
+    await connection.request()
+    await connection.until_closed()
+
+
+async def half(connection: Connection) -> None:
+    await connection.request()
+    await connection.say(OK[:-3])
+    await connection.until_closed()
+
+
+async def unread(connection: Connection) -> None:
+    await connection.head()
+    await asyncio.sleep(60)
+
+
+async def trickle(connection: Connection) -> None:
+    await connection.request()
+    await connection.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while True:
+        await connection.say(b"x")
+        await asyncio.sleep(STALL_S / 20)
+
+
+@pytest.mark.parametrize("script", [nothing, half, unread, trickle])
+async def test_a_request_on_which_hardly_anything_moves_is_given_up_and_its_connection_closed(
+    script: Script, http: Http
+) -> None:
+    async with serving(script) as server:
+        with anyio.fail_after(20 * STALL_S), pytest.raises(StalledError) as caught:
+            await http.send("PUT", f"{server.url}?{SECRET}", {}, what="put it", data=BIG)
+        if script is not unread:
+            await _until(lambda: server.closed == 1)
+
+    assert one_line(caught.value, f"put it: hardly anything moved for {STALL_S:g} s")
+
+
+async def test_what_is_slow_and_moves_is_not_given_up(http: Http) -> None:
+    async def slow(connection: Connection) -> None:
+        await connection.request()
+        await connection.say(b"HTTP/1.1 200 OK\r\nContent-Length: 65536\r\n\r\n")
+        for _ in range(16):
+            await connection.say(b"x" * 4096)
+            await asyncio.sleep(STALL_S / 8)
+
+    async with serving(slow) as server:
+        answer = await http.send("GET", server.url, {}, what="get it")
+
+    assert len(answer.body) == 65536
+
+
+async def test_cancelled_it_closes_the_connection(http: Http) -> None:
+    async with serving(sends(OK[:-3])) as server:
+        with anyio.move_on_after(STALL_S / 3) as scope:
+            await http.send("GET", server.url, {}, what="get it")
+
+        assert scope.cancelled_caught
+        await _until(lambda: server.closed == 1)
+
+
+# -- no connection
+
+
+async def test_a_refused_connection_names_the_server(http: Http) -> None:
+    with pytest.raises(TransientError) as caught:
+        await http.send("GET", f"http://127.0.0.1:9/x?{SECRET}", {}, what="get it")
+
+    assert one_line(
+        caught.value, "get it: cannot connect to http://127.0.0.1:9: Connection refused"
+    )
+    assert SECRET not in repr((caught.value, caught.value.__cause__))
+
+
+async def test_a_host_that_is_not_known_is_named_and_asked_for_again(http: Http) -> None:
+    for _ in range(2):
+        with pytest.raises(TransientError) as caught:
+            await http.send("GET", "http://nowhere.invalid/x", {}, what="get it")
+
+        assert one_line(caught.value, "get it: no such host, http://nowhere.invalid; check the")
+
+
+@pytest.mark.parametrize("url", ["http://", "nonsense", "/x", "ftp://127.0.0.1/x"])
+async def test_an_address_that_makes_no_sense_is_a_matter_of_settings(url: str, http: Http) -> None:
+    with pytest.raises(ConfigError) as caught:
+        await http.send("GET", url, {}, what="get it")
+
+    assert one_line(caught.value, "get it: ", "check the endpoint")
+
+
+# -- certificates
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def _tls(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(context)
+    return context
+
+
+@asynccontextmanager
+async def trusting(ca_file: Path | None, threads: Threads) -> AsyncIterator[Http]:
+    http = Http(max_connections=2, stall_s=5.0, ca_file=None if ca_file is None else str(ca_file))
+    await http.open(threads)
+    try:
+        yield http
+    finally:
+        await http.aclose()
+
+
+async def _get(server: Server, ca_file: Path | None, threads: Threads) -> Answer:
+    async with trusting(ca_file, threads) as http:
+        return await http.send("GET", server.url, {}, what="get it")
+
+
+async def test_a_certificate_of_an_authority_that_is_trusted_is_fine(
+    authority: trustme.CA, tmp_path: Path, threads: Threads
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with serving(answers(OK), _tls(authority, "127.0.0.1")) as server:
+        assert (await _get(server, tmp_path / "ca.pem", threads)).body == b"hello"
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["another name", "unknown authority"])
+async def test_a_certificate_that_is_not_trusted_is_a_matter_of_settings(
+    known: bool, authority: trustme.CA, tmp_path: Path, threads: Threads
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    name = "elsewhere.example" if known else "127.0.0.1"
+    async with serving(answers(OK), _tls(authority, name)) as server:
+        with pytest.raises(ConfigError) as caught:
+            await _get(server, tmp_path / "ca.pem" if known else None, threads)
+
+    assert one_line(caught.value, "get it: the certificate of https://127.0.0.1", "AWS_CA_BUNDLE")
+
+
+async def test_a_server_that_speaks_no_tls_is_no_connection(threads: Threads) -> None:
+    async def script(connection: Connection) -> None:
+        await connection.reader.read(100)
+        await connection.say(b"HTTP/1.1 400 No\r\n\r\n")
+
+    async with serving(script) as server:
+        url = server.url.replace("http:", "https:")
+        async with trusting(None, threads) as http:
+            with pytest.raises(TransientError, match="get it: "):
+                await http.send("GET", url, {}, what="get it")
+
+
+async def test_a_file_of_certificates_that_is_not_there_is_named(
+    tmp_path: Path, threads: Threads
+) -> None:
+    http = Http(max_connections=2, ca_file=str(tmp_path / "none.pem"))
+    with pytest.raises(ConfigError) as caught:
+        await http.open(threads)
+
+    assert one_line(caught.value, "none.pem cannot be read: No such file or directory")
+
+
+async def test_a_file_without_certificates_is_named(tmp_path: Path, threads: Threads) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    http = Http(max_connections=2, ca_file=str(tmp_path / "ca.pem"))
+    with pytest.raises(ConfigError) as caught:
+        await http.open(threads)
+
+    assert one_line(caught.value, "ca.pem cannot be read")
+
+
+# -- proxies
+
+
+async def test_a_proxy_of_the_environment_is_asked_except_for_what_it_leaves_out(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = list[bytes]()
+
+    async def script(connection: Connection) -> None:
+        heads.append(await connection.head())
+        await connection.say(OK)
+
+    async with serving(script) as proxy, serving(answers(OK)) as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        async with trusting(None, threads) as http:
+            direct = await http.send("GET", server.url, {}, what="get it")
+            passed = await http.send("GET", "http://store.example/a%2Fb", {}, what="get it")
+
+    assert direct.body == passed.body == b"hello"
+    assert heads[0].startswith(b"GET http://store.example/a%2Fb HTTP/1.1\r\n")
+    assert len(heads) == 1
+
+
+async def test_a_proxy_that_is_gone_is_no_connection(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://user:password@127.0.0.1:9")
+    async with trusting(None, threads) as http:
+        with pytest.raises(TransientError) as caught:
+            await http.send("GET", "http://store.example/x", {}, what="get it")
+
+    assert one_line(caught.value, "get it: ")
+    assert "password" not in str(caught.value)
+
+
+# -- life
+
+
+async def test_opening_and_closing_again_has_no_effect(threads: Threads) -> None:
+    http = Http(max_connections=2)
+    await http.aclose()
+    await http.open(threads)
+    session = http.session
+    await http.open(threads)
+
+    assert http.session is session
+    await http.aclose()
+    await http.aclose()
+    assert session.closed

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from asyncsync.concurrency import Threads
+from asyncsync.errors import ConfigError
+from asyncsync.events import Event, ignore
+from asyncsync.location import Location
+from asyncsync.storage import Stores
+from asyncsync.storage.registry import check_scheme
+from asyncsync.testing import FakeClock
+
+
+@pytest.fixture
+async def stores() -> AsyncIterator[Stores]:
+    threads = Threads(2)
+    opened = Stores(threads=threads, clock=FakeClock())
+    yield opened
+    await opened.aclose()
+    threads.close()
+
+
+async def test_a_store_is_opened_once_and_shared(stores: Stores) -> None:
+    for tree in ("a", "b"):
+        await stores.open(Location.parse(f"s3://bucket/{tree}"), ignore)
+    one = dict(stores._open)
+    await stores.open(Location.parse("s3://bucket/a?region=eu-west-1"), ignore)
+
+    assert len(one) == 1
+    assert len(stores._open) == 2
+
+
+async def test_only_stores_with_connections_belong_to_a_loop(stores: Stores) -> None:
+    await stores.open(Location.parse("memory://x/tree"), ignore)
+    await stores.open(Location.parse("/tmp/tree"), ignore)
+    before = stores.connected
+    await stores.open(Location.parse("gs://bucket/tree"), ignore)
+
+    assert (before, stores.connected) == (False, True)
+
+
+async def test_the_tree_is_named_by_the_rest_of_the_location(stores: Stores) -> None:
+    names = [
+        (await stores.open(Location.parse(text), ignore))[1]
+        for text in ("s3://bucket", "s3://bucket/", "s3://bucket/exp/ckpt/", "/data/exp")
+    ]
+
+    assert names == ["", "", "exp/ckpt", "data/exp"]
+
+
+async def test_what_is_not_installed_says_what_to_install(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in sys.modules if n.startswith("asyncsync.storage.s3")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(sys.modules["asyncsync.storage"], "s3", raising=False)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    for name in [n for n in sys.modules if n.startswith("asyncsync.storage.http")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(sys.modules["asyncsync.storage"], "http", raising=False)
+
+    with pytest.raises(ConfigError, match=r"pip install 'asyncsync\[s3\]'"):
+        await stores.open(Location.parse("s3://bucket/x"), ignore)
+
+
+async def test_what_is_planned_is_refused_before_anything_moves(stores: Stores) -> None:
+    heard: list[Event] = []
+    with pytest.raises(ConfigError, match="not built yet"):
+        await stores.open(Location.parse("peer://host/x"), heard.append)
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory", "s3", "gs", "az", "hdfs", "webhdfs", "sftp"])
+def test_a_known_scheme_is_accepted_without_looking(scheme: str) -> None:
+    check_scheme(scheme)
+
+
+def test_an_unknown_scheme_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="s3://, gs://"):
+        check_scheme("bogus")
