@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from asyncsync.clock import SystemClock
 from asyncsync.errors import BusyError, ConflictError, NotFoundError
-from asyncsync.names import MANIFEST
+from asyncsync.names import ATTEMPT, MANIFEST
 from asyncsync.syncing import StorageSyncer
 
 from ..fakes.s3_faults import Effect
@@ -118,7 +118,8 @@ async def _committed(place: S3Place) -> None:
 
 
 async def _rolling(place: S3Place) -> None:
-    await place.syncer.sync_up(await place.make(), LOCATION, kind="rolling")
+    source = await place.make(TREE, "newer")
+    await place.syncer.sync_up(source, LOCATION, kind="rolling")
     await place.make(NEW, "newer")
 
 
@@ -149,11 +150,20 @@ CASES: dict[str, tuple[Prepare, Prepare, Tree, Tree]] = {
 
 
 async def _seen(place: S3Place) -> Tree:
-    """What a reader finds; a tree that is there is whole."""
-    if MANIFEST not in place.held():
+    """What a reader finds who believes what it is told of damage: {} for that, too."""
+    if MANIFEST not in place.held() or not (await place.syncer.verify(LOCATION)).ok:
         return {}
-    assert (await place.syncer.verify(LOCATION)).ok
-    return {path: data for path, data in place.held().items() if path != MANIFEST}
+    return _files(place)
+
+
+def _files(place: S3Place) -> Tree:
+    return {p: data for p, data in place.held().items() if p not in {MANIFEST, ATTEMPT}}
+
+
+def _is_whole(place: S3Place, before: Tree, after: Tree) -> bool:
+    """Whether every file is that of one version; a rolling tree may hold some of either."""
+    held = _files(place).items()
+    return all(data in (before.get(path), after.get(path)) for path, data in held)
 
 
 async def _again(place: S3Place, act: Prepare, after: Tree) -> None:
@@ -220,11 +230,13 @@ def _cancel_at(
 
 
 async def _check_after(place: S3Place, act: Prepare, before: Tree, after: Tree) -> None:
-    seen = await _seen(place)
+    seen, rolling = await _seen(place), b'"rolling"' in place.held().get(MANIFEST, b"")
     restored = await to_thread.run_sync(content, place.tmp_path / "restored")
     left = await to_thread.run_sync(temporary, place.tmp_path)
 
     assert seen in ({}, before, after)
+    assert seen or rolling or MANIFEST not in place.held()
+    assert _is_whole(place, before, after)
     assert restored in ({}, TREE)
     assert left == []
     await _again(place, act, after)

@@ -176,7 +176,7 @@ class Connection:
 
 
 class _AsEncoded:
-    """The session as gcloud-aio gets it: addresses go out as it encodes them, through proxies."""
+    """The session as gcloud-aio gets it: as it encodes addresses, through proxies, no redirects."""
 
     def __init__(self, http: Http) -> None:
         self._http = http
@@ -193,7 +193,15 @@ class _AsEncoded:
     async def _send(self, method: str, url: str, **options: Any) -> aiohttp.ClientResponse:
         target = URL(url, encoded=True)
         proxy = None if _TOKEN_PATH in url else self._http.proxy_for(target)
-        return await self._http.session.request(method, target, proxy=proxy, **options)
+        response = await self._http.session.request(
+            method, target, proxy=proxy, allow_redirects=False, **options
+        )
+        if 300 <= response.status < 400:  # gcloud-aio takes it for a success
+            response.close()
+            raise aiohttp.ClientResponseError(
+                response.request_info, (), status=response.status, headers=response.headers
+            )
+        return response
 
 
 class _Account:

@@ -27,7 +27,7 @@ from .answers import (
     is_document,
     not_s3,
 )
-from .credentials import CredentialChain
+from .credentials import CredentialChain, unlogged
 from .signing import UNSIGNED_PAYLOAD, Scope, sha256_hex, sign
 
 __all__ = ["Connection"]
@@ -49,6 +49,9 @@ class _Request(NamedTuple):
     payload: str
     data: Data = b""
     into: memoryview | None = None
+
+    def __repr__(self) -> str:  # the address may hold the id of an upload
+        return f"<{self.method} to {self.what}>"
 
 
 class _Opened(NamedTuple):
@@ -128,7 +131,7 @@ class Connection:
         opened = await self._open(what)
         token = _what.set(what)
         try:
-            with sdk.sdk_errors(what):
+            with sdk.sdk_errors(what), unlogged():
                 yield opened.client
         finally:
             _what.reset(token)

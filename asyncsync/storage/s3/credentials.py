@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -17,7 +17,7 @@ from ...secrets import Secret
 from .sdk import new_session, sdk_errors
 from .signing import Credentials
 
-__all__ = ["CredentialChain"]
+__all__ = ["CredentialChain", "unlogged"]
 
 _MANDATORY_S = 10 * 60  # below that, nobody goes on with the old ones
 _CALM_S = 30.0  # between two attempts while the old ones are still good
@@ -76,7 +76,7 @@ class CredentialChain:
 
 def _freeze(source: Any, profile: str | None) -> tuple[Any, Credentials]:
     """Runs in a thread: reads files, starts programs, asks servers."""
-    with _unlogged():
+    with unlogged():
         if source is None:
             source = _find(profile)
         if source is None:
@@ -93,23 +93,24 @@ def _find(profile: str | None) -> Any:
     return new_session(profile).get_credentials()
 
 
-# At level DEBUG botocore logs the whole conversation in which a role is assumed: keys and tokens.
+# At level DEBUG botocore logs whole conversations: keys and tokens where a role is assumed, ids of
+# uploads.
 
 _TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers", "botocore.utils")
-_here = threading.local()
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 def _is_loud(record: logging.LogRecord) -> bool:
-    return not getattr(_here, "secret", False)
+    return not _quiet.get()
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
-    """Nothing that botocore does in this thread meanwhile is logged in detail."""
+def unlogged() -> Iterator[None]:
+    """Nothing that botocore does here meanwhile is logged in detail: in this thread, this task."""
     for name in _TALKATIVE:
         logging.getLogger(name).addFilter(_is_loud)  # again: no effect
-    _here.secret = True
+    token = _quiet.set(True)
     try:
         yield
     finally:
-        _here.secret = False
+        _quiet.reset(token)
