@@ -144,10 +144,12 @@ async def each_bounded(
             group.start_soon(run, item)
 
 
-async def each(items: Iterable[T], action: Callable[[T], Awaitable[None]]) -> None:
+async def each(
+    items: Iterable[T], action: Callable[[T], Awaitable[None]], *, limit: int = _FEW
+) -> None:
     """Run `action(item)` for every item, a few at a time; raises the first failure itself."""
     try:
-        await each_bounded(_FEW, items, action)
+        await each_bounded(limit, items, action)
     except ExceptionGroup as group:
         raise _first(group) from None
 

@@ -376,18 +376,21 @@ class Upload:
     async def _commit(
         self, source: Directory, found: _Found, writer: TreeWriter, attempt: str
     ) -> tuple[Manifest, Durability]:
-        manifest = self._manifest(found, attempt)
-        try:
-            return manifest, await writer.commit(manifest)
-        except IntegrityError as exc:
-            missing = tuple(found.scan.files[p] for p in exc.paths if p in found.scan.files)
-            if not missing:
-                raise
-        # What its manifest says that the target holds is not there, or not whole: send it, too.
-        found.plan = replace(found.plan, send=(*found.plan.send, *missing))
-        await self._until_still(source, found, writer, missing)
-        manifest = self._manifest(found, attempt)
-        return manifest, await writer.commit(manifest)
+        for again in reversed(range(_ROUNDS)):
+            manifest = self._manifest(found, attempt)
+            try:
+                return manifest, await writer.commit(manifest)
+            except IntegrityError as exc:
+                missing = tuple(found.scan.files[p] for p in exc.paths if p in found.scan.files)
+                if not missing or not again:
+                    raise
+            # What its manifest says that the target holds is not there, or a store has dropped
+            # what was on its way: send it, too.
+            sent = {file.path for file in found.plan.send}
+            more = tuple(file for file in missing if file.path not in sent)
+            found.plan = replace(found.plan, send=(*found.plan.send, *more))
+            await self._until_still(source, found, writer, missing)
+        raise AssertionError("unreachable: the loop returns or raises")
 
     async def _until_still(
         self,

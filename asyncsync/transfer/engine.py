@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 import anyio
 
-from ..concurrency import ByteBudget, each_bounded
+from ..concurrency import ByteBudget, each, each_bounded
 from ..digest import CHUNK_BYTES, chunk_count, tree_digest
 from ..events import Moved, Observer
 from ..manifest import FileEntry
@@ -191,7 +191,7 @@ class Engine:
     async def _large(self, file: F, source: Source[F], use: _Use[F], outcome: Outcome) -> None:
         try:
             outcome.entries[file.path] = await self._by_chunks(file, source, use)
-        except* Moving:
+        except Moving:
             outcome.moving.append(file.path)
 
     async def _small(
@@ -216,7 +216,7 @@ class Engine:
                 chunks[number] = piece.digest
                 await use.part(file, start, piece.block)
 
-        await each_bounded(self._bounds.max_requests, range(len(chunks)), act)
+        await each(range(len(chunks)), act, limit=self._bounds.max_requests)
         await source.confirm(file, chunks)
         return _entry(file, chunks)
 

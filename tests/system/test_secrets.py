@@ -21,6 +21,7 @@ from urllib.parse import quote, quote_plus
 
 import anyio
 import pytest
+from _pytest.mark import ParameterSet
 from anyio import to_thread
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -174,7 +175,6 @@ async def use(syncer: StorageSyncer, location: str, directory: Path, seen: Seen)
             seen.look("result", repr(await operation()))
         except AsyncSyncError as exc:
             seen.error(exc)
-            print("DBG", repr(exc))
             failed += 1
     seen.objects()
     return failed
@@ -245,12 +245,20 @@ def s3_held(fake: FakeS3, seen: Seen) -> None:
         seen.look(f"object {key}", key.encode() + stored.data)
 
 
-@pytest.mark.parametrize("trouble", S3_TROUBLE)
+def cases(troubles: Iterable[str]) -> list[ParameterSet]:
+    """To look at everything takes seconds."""
+    return [
+        pytest.param(trouble, marks=() if trouble == "none" else pytest.mark.slow)
+        for trouble in troubles
+    ]
+
+
+@pytest.mark.parametrize("trouble", cases(S3_TROUBLE))
 async def test_nobody_sees_the_secrets_of_s3(
     trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3_place.use_small_chunks(monkeypatch)
-    await tree(tmp_path, 2 * s3_place.CHUNK)
+    await tree(tmp_path, 5 * s3_place.CHUNK)
     seen, effect = Seen(S3_SECRETS), S3_TROUBLE[trouble]
     async with s3(monkeypatch) as fake:
         if trouble == "none":
@@ -301,6 +309,11 @@ def private_key() -> str:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
+def key_lines(private_key: str) -> list[str]:
+    """What gives a private key away; and what stands before that which is signed with it."""
+    return [*private_key.splitlines()[1:-1], "assertion="]
+
+
 @asynccontextmanager
 async def gcs(
     directory: Path, monkeypatch: pytest.MonkeyPatch, private_key: str | None
@@ -327,10 +340,8 @@ async def gcs(
         yield fake
 
 
-@pytest.mark.parametrize("trouble", GCS_TROUBLE)
-@pytest.mark.parametrize("kind", ["person", "service"])
+@pytest.mark.parametrize("trouble", cases(GCS_TROUBLE))
 async def test_nobody_sees_the_secrets_of_google(
-    kind: str,
     trouble: str,
     private_key: str,
     tmp_path: Path,
@@ -338,10 +349,8 @@ async def test_nobody_sees_the_secrets_of_google(
 ) -> None:
     gcs_place.use_small_chunks(monkeypatch)
     await tree(tmp_path, gcs_place.CHUNK + 1000)
-    lines = private_key.splitlines()[1:-1]
-    seen, effect = Seen((*GCS_SECRETS, *lines, "assertion=")), GCS_TROUBLE[trouble]
-    key = private_key if kind == "service" else None
-    async with gcs(tmp_path, monkeypatch, key) as fake:
+    seen, effect = Seen((*GCS_SECRETS, *key_lines(private_key))), GCS_TROUBLE[trouble]
+    async with gcs(tmp_path, monkeypatch, None if effect else private_key) as fake:
         fake.faults.append(Fault("chunk", before=lambda _: seen.objects()))
         with logged(seen, also_loop=not effect):
             async with StorageSyncer(clock=Hurry(), observe=seen.event) as syncer:
@@ -361,6 +370,7 @@ async def test_nobody_sees_the_secrets_of_google(
     assert seen.leaks == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", [{"status": 400}, {"status": 503}, {"drop": True}], ids=str)
 @pytest.mark.parametrize("kind", ["person", "service"])
 async def test_nobody_sees_the_secrets_that_a_token_costs(
@@ -371,8 +381,7 @@ async def test_nobody_sees_the_secrets_that_a_token_costs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await tree(tmp_path, 10)
-    lines = private_key.splitlines()[1:-1]
-    seen = Seen((*GCS_SECRETS, *lines, "assertion="))
+    seen = Seen((*GCS_SECRETS, *key_lines(private_key)))
     key = private_key if kind == "service" else None
     async with gcs(tmp_path, monkeypatch, key) as fake:
         fake.faults.append(Fault("token", times=None, **effect))
@@ -387,29 +396,28 @@ async def test_nobody_sees_the_secrets_that_a_token_costs(
 # -- the command line
 
 
-@pytest.mark.parametrize("form", ["--verbose", "--json"])
+@pytest.mark.slow
 async def test_the_command_line_shows_no_secrets(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await tree(tmp_path, 17 * MIB)
     seen = Seen(S3_SECRETS)
     async with s3(monkeypatch) as fake:
-        fake.on("UploadPart", internal_error())
-        for argv in (
-            ("up", "source", "s3://bucket/run"),
-            ("doctor", "s3://bucket/run"),
-            ("down", "s3://bucket/run", "restored"),
-            ("up", "source", "s3://bucket/other"),
-        ):
-            ran = await command(tmp_path, s3_environ(fake), *argv, form)
-            seen.look("output", ran.stdout + ran.stderr)
-            if argv[0] == "down":
-                assert ran.returncode == 0, ran.stderr
-                fake.on("UploadPart", expired_token(), times=None)
-        assert ran.returncode != 0
-        assert b"ExpiredToken" in ran.stdout + ran.stderr
-        assert fake.operations.count("UploadPart") >= 3
 
+        async def run(*argv: str) -> CompletedProcess[bytes]:
+            ran = await command(tmp_path, s3_environ(fake), *argv)
+            seen.look(f"output of {argv}", ran.stdout + ran.stderr)
+            return ran
+
+        fake.on("UploadPart", internal_error())
+        well = await run("up", "source", "s3://bucket/run", "--verbose")
+        fake.on("UploadPart", expired_token(), times=None)
+        for form in ("--verbose", "--json"):
+            failed = await run("up", "source", "s3://bucket/other", form)
+            assert b"ExpiredToken" in failed.stdout + failed.stderr
+
+    assert well.returncode == 0, well.stderr
+    assert fake.operations.count("UploadPart") >= 4
     assert seen.leaks == set()
 
 

@@ -41,14 +41,16 @@ class CommittedReader:
         return [found[file.path] for file in files]
 
     async def _get(self, file: NewFile, start: int, end: int, into: memoryview | None) -> Fetched:
-        key, tag = self._place.key(file.path), self._tags.get(file.path)
+        key, ranged = self._place.key(file.path), end - start < file.size_bytes
+        tag = self._tags.get(file.path) if ranged else None
         try:
             fetched = await self._place.objects.get(key, start, end, tag=tag, into=into)
         except NotFoundError:
             raise self._wrong(file, "is missing") from None
         except PreconditionError:
             raise self._wrong(file, "was replaced while it was read") from None
-        self._tags.setdefault(file.path, fetched.info.tag)
+        if ranged:
+            self._tags.setdefault(file.path, fetched.info.tag)
         if fetched.info.size_bytes != file.size_bytes:
             raise self._wrong(
                 file, f"has {fetched.info.size_bytes} bytes, not {file.size_bytes} as committed"
