@@ -14,9 +14,10 @@ import anyio
 from .errors import ConfigError, StalledError
 from .units import MIB
 
-__all__ = ["Budget", "ByteBudget", "Threads", "each", "each_bounded", "quietly"]
+__all__ = ["Budget", "ByteBudget", "Threads", "beside", "each", "each_bounded", "quietly"]
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 _FEW = 16  # requests of one step at once; wrappers bound them over all steps
 
@@ -154,9 +155,27 @@ async def each(
         raise _first(group) from None
 
 
-def _first(group: ExceptionGroup[Exception]) -> Exception:
+def _first(group: BaseExceptionGroup[E]) -> E:
     one = group.exceptions[0]
-    return _first(one) if isinstance(one, ExceptionGroup) else one
+    return _first(one) if isinstance(one, BaseExceptionGroup) else one
+
+
+@asynccontextmanager
+async def beside(work: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+    """Run `work` for as long as the block lasts; if it fails, the block ends with its error."""
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_awaited, work)
+            yield
+            group.cancel_scope.cancel()
+    except BaseExceptionGroup as errors:
+        # The block's own error passes as it is: nobody asked for a group.
+        one = _first(errors)
+        raise one from one.__cause__
+
+
+async def _awaited(work: Callable[[], Awaitable[object]]) -> None:
+    await work()
 
 
 class Threads:

@@ -121,6 +121,8 @@ class Http:
             StalledError: hardly anything moved for too long.
             ConfigError: the server's certificate is not trusted, or the address makes no sense.
         """
+        if self.session.closed:
+            raise ConfigError(f"{what}: the store is closed")
         target = URL(url, encoded=True)
         try:
             with anyio.move_on_after(self._stall_s) as scope:
@@ -258,12 +260,8 @@ def _ours(exc: Exception, what: str, target: URL) -> AsyncSyncError:
             "server; check the endpoint"
         )
     where = quote(str(target.origin()))
-    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
-        return ConfigError(
-            f"{what}: the certificate of {where} is not trusted "
-            f"({exc.certificate_error.__class__.__name__}); set AWS_CA_BUNDLE or SSL_CERT_FILE to "
-            "the certificates to trust"
-        )
+    if isinstance(exc, aiohttp.ClientSSLError):
+        return _no_trust(exc, what, where)
     if isinstance(exc, aiohttp.ClientConnectorDNSError):
         return TransientError(f"{what}: no such host, {where}; check the endpoint and the network")
     if isinstance(exc, aiohttp.ServerTimeoutError):
@@ -274,6 +272,18 @@ def _ours(exc: Exception, what: str, target: URL) -> AsyncSyncError:
             f"{what}: cannot connect to {where}: {reason}; check the endpoint, and that it runs"
         )
     return TransientError(f"{what}: the connection to {where} broke ({type(exc).__name__})")
+
+
+def _no_trust(exc: aiohttp.ClientSSLError, what: str, where: str) -> AsyncSyncError:
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        return ConfigError(
+            f"{what}: the certificate of {where} is not trusted "
+            f"({exc.certificate_error.__class__.__name__}); set AWS_CA_BUNDLE or SSL_CERT_FILE to "
+            "the certificates to trust"
+        )
+    return ConfigError(
+        f"{what}: {where} does not speak TLS as it should; check whether it is http or https"
+    )
 
 
 def _trust(ca_file: str | None) -> ssl.SSLContext:

@@ -21,6 +21,7 @@ from .wrappers import Rate, equip_objects, equip_trees
 __all__ = ["Stores", "check_scheme"]
 
 _PLANNED = ("peer", "peers")
+_PATIENT = Backoff(attempts=7)  # a server that is restarted is back within half a minute
 
 
 class _Kind(NamedTuple):
@@ -127,6 +128,7 @@ class Stores:
         objects = equip_objects(
             self._objects(location, make),
             clock=self._clock,
+            backoff=_PATIENT,
             max_requests=self._max_requests,
             rate=self._rate,
             observe=self._observe,

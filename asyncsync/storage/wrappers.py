@@ -84,7 +84,7 @@ class Limited:
             except (SlowDownError, StalledError):
                 if cuts == self._cuts:
                     self._cuts += 1
-                    self._resize(max(1.0, self._allowed / 2))
+                    self._resize(max(1.0, min(self._allowed, self._slots.used) / 2))
                 raise
             if self._allowed < self._most:
                 self._resize(min(self._most, self._allowed + 1 / self._allowed))

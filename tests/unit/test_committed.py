@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TypeVar
 
+import anyio
 import msgspec
 import pytest
 
 from asyncsync.digest import CHUNK_BYTES
 from asyncsync.errors import (
+    AsyncSyncError,
     BusyError,
     ClashError,
     ConflictError,
@@ -16,6 +18,7 @@ from asyncsync.errors import (
     IntegrityError,
     NotCommittedError,
     NotFoundError,
+    PermanentError,
     PreconditionError,
     RefusedError,
     TransientError,
@@ -38,7 +41,7 @@ from asyncsync.storage.objects import (
 )
 from asyncsync.storage.trees import Block, Intent, NewFile, TreeWriter
 from asyncsync.syncing.commits import find_commits
-from asyncsync.testing import FakeClock, FaultyObjects
+from asyncsync.testing import FakeClock, FaultyObjects, settle
 from asyncsync.testing.contract_trees import (
     BIG,
     NEW,
@@ -715,6 +718,140 @@ async def test_a_crashed_attempt_is_taken_over_on_a_store_that_refuses_the_right
 
     assert await load(trees(memory), "tree") == OLD
     assert "tree/half" not in [info.key async for info in memory.scan("")]
+
+
+@pytest.mark.parametrize("refused", ["absent", "tag"])
+async def test_a_store_that_knows_no_conditions_and_says_so_takes_one_writer(refused: str) -> None:
+    class Refuses(MemoryObjects):
+        async def put(
+            self, key: str, data: Data, *, condition: Condition | None = None
+        ) -> ObjectInfo:
+            if condition is not None and getattr(condition, refused):
+                raise PermanentError("NotImplemented")
+            return await super().put(key, data, condition=condition)
+
+    memory = Refuses(Capabilities())
+    heard: list[Event] = []
+    store = CommittedTrees(memory, clock=FakeClock(), observe=heard.append)
+    first = await save(store, "tree", OLD)
+    await save(store, "tree", NEW, over=first)
+    able = await store.probe("tree")
+
+    assert [type(event) for event in heard] == [Reduced]
+    assert not able.exclusive
+    assert await load(store, "tree") == NEW
+    assert [i.key async for i in memory.scan("") if "attempt" in i.key] == []
+
+
+# -- an attempt that was taken for dead
+
+
+async def begun(
+    store: CommittedTrees, stack: AsyncExitStack, writer: str, over: Manifest | None = None
+) -> tuple[TreeWriter, Manifest]:
+    """A writer of its own content, all of it sent."""
+    files = {"a": writer.encode(), writer: b"its own"}
+    manifest = make_manifest(files)
+    intent = Intent(
+        attempt=manifest.header.attempt,
+        expect=over.identity if over else None,
+        writer=writer,
+        files=new_files(files),
+    )
+    target = await stack.enter_async_context(store.begin("tree", intent))
+    await write(target, files)
+    return target, manifest
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["new", "replace"])
+@pytest.mark.parametrize("second_commits", [False, True])
+async def test_a_commit_that_arrives_after_its_attempt_was_taken_over_is_not_acknowledged(
+    over: bool, second_commits: bool
+) -> None:
+    memory, clock = MemoryObjects(), FakeClock()
+    held, go = anyio.Event(), anyio.Event()
+
+    class Frozen(MemoryObjects):
+        """The same store to a process that stands still before its manifest goes out."""
+
+        async def put(
+            self, key: str, data: Data, *, condition: Condition | None = None
+        ) -> ObjectInfo:
+            if key.endswith(MANIFEST):
+                held.set()
+                await go.wait()
+            return await MemoryObjects.put(memory, key, data, condition=condition)
+
+    frozen = Frozen()
+    old = await save(CommittedTrees(memory, clock=clock), "tree", OLD) if over else None
+    vars(frozen).update({k: v for k, v in vars(memory).items() if k != "put"})
+    first = CommittedTrees(frozen, clock=FakeClock())
+    second = CommittedTrees(memory, clock=clock)
+    outcomes: list[BaseException] = []
+
+    async def commit_late() -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                target, manifest = await begun(first, stack, "first", old)
+                await target.commit(manifest)
+        except AsyncSyncError as exc:
+            outcomes.append(exc)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(commit_late)
+        await held.wait()
+        async with AsyncExitStack() as stack:
+            with pytest.raises(BusyError):
+                await begun(second, stack, "second", old)
+        await clock.advance(61)
+        async with AsyncExitStack() as stack:
+            target, manifest = await begun(second, stack, "second", old)
+            go.set()
+            await settle(50)
+            if second_commits:
+                await target.commit(manifest)
+
+    assert [type(exc) for exc in outcomes] == [BusyError]
+    if second_commits:
+        assert await load(second, "tree") == {"a": b"second", "second": b"its own"}
+    else:
+        with pytest.raises(NotFoundError):
+            await second.read_manifest("tree")
+
+
+async def test_an_attempt_shows_life_while_its_bytes_are_on_their_way() -> None:
+    memory, clock = MemoryObjects(), FakeClock()
+    store = CommittedTrees(memory, clock=clock)
+    async with AsyncExitStack() as stack:
+        await begun(store, stack, "slow")
+        for _ in range(20):  # nothing begins and nothing ends for a long time
+            await clock.advance(20)
+            async with AsyncExitStack() as other:
+                with pytest.raises(BusyError):
+                    await begun(store, other, "other")
+
+
+async def test_an_attempt_that_was_taken_over_ends_at_its_next_sign_of_life() -> None:
+    memory, clock, frozen = MemoryObjects(), FakeClock(), FakeClock()
+    first = CommittedTrees(memory, clock=frozen)
+    second = CommittedTrees(memory, clock=clock)
+
+    async def be_frozen_and_go_on() -> None:
+        async with AsyncExitStack() as stack:
+            await begun(first, stack, "first")
+            async with AsyncExitStack() as other:
+                with pytest.raises(BusyError):
+                    await begun(second, other, "second")
+                await clock.advance(61)
+                target, manifest = await begun(second, other, "second")
+                await target.commit(manifest)
+            await frozen.advance(21)
+            await anyio.sleep_forever()
+
+    with pytest.raises(BusyError, match="another sync"):
+        await be_frozen_and_go_on()
+
+    assert await load(second, "tree") == {"a": b"second", "second": b"its own"}
 
 
 @pytest.mark.parametrize("conditions", [False, True])

@@ -515,7 +515,7 @@ async def test_a_certificate_that_is_not_trusted_is_a_matter_of_settings(
     assert one_line(caught.value, "get it: the certificate of https://127.0.0.1", "AWS_CA_BUNDLE")
 
 
-async def test_a_server_that_speaks_no_tls_is_no_connection(threads: Threads) -> None:
+async def test_a_server_that_speaks_no_tls_is_a_matter_of_settings(threads: Threads) -> None:
     async def script(connection: Connection) -> None:
         await connection.reader.read(100)
         await connection.say(b"HTTP/1.1 400 No\r\n\r\n")
@@ -523,7 +523,7 @@ async def test_a_server_that_speaks_no_tls_is_no_connection(threads: Threads) ->
     async with serving(script) as server:
         url = server.url.replace("http:", "https:")
         async with trusting(None, threads) as http:
-            with pytest.raises(TransientError, match="get it: "):
+            with pytest.raises(ConfigError, match="http or https"):
                 await http.send("GET", url, {}, what="get it")
 
 

@@ -14,7 +14,14 @@ import anyio
 import msgspec
 
 from ...clock import Clock
-from ...errors import BusyError, FormatError, NotFoundError, PreconditionError, TransientError
+from ...errors import (
+    BusyError,
+    FormatError,
+    NotFoundError,
+    PermanentError,
+    PreconditionError,
+    TransientError,
+)
 from ...names import ATTEMPT
 from ..objects import Data
 from .place import Place
@@ -125,8 +132,8 @@ class Lease:
         self._place, self._clock = place, clock
         self.record, self._tag = held
         self.inherited = inherited
-        self._written_at = clock.monotonic()
         self._turn = anyio.Lock()
+        self._dropped = False
 
     @classmethod
     async def take(cls, place: Place, wanted: Record, clock: Clock, seen: Sightings) -> Lease:
@@ -166,6 +173,8 @@ class Lease:
             BusyError: the record is another's by now; nothing was written.
         """
         async with self._turn:
+            if self._dropped:
+                return
             old = self.record
             record = _change(
                 old,
@@ -177,7 +186,6 @@ class Lease:
             )
             self._tag = await _write(self._place, record, self._tag)
             self.record = record
-            self._written_at = self._clock.monotonic()
 
     async def conditions_work(self) -> bool:
         """Whether the store keeps conditions: some take them and look at nothing.
@@ -190,6 +198,11 @@ class Lease:
         try:
             await self.update()
         except PreconditionError:  # refused although it is the right one
+            return False
+        except PermanentError as exc:
+            if type(exc) is not PermanentError:
+                raise
+            self._place.conditional = False  # it does not know the condition at all
             return False
         return not await self._is_accepted(stale)
 
@@ -204,11 +217,19 @@ class Lease:
         return True
 
     async def keep_alive(self) -> None:
-        """Show life when it is time to: somebody may be watching. BusyError as `update`."""
-        now = self._clock.monotonic()
-        if now - self._written_at > TTL_S / 3:
-            self._written_at = now  # once is enough, however many blocks are on their way
-            await self.update()
+        """Show life from time to time: somebody may be watching. Never returns.
+
+        Raises:
+            BusyError: the record is another's by now.
+        """
+        while True:
+            await self._clock.sleep(TTL_S / 3)
+            try:
+                await self.update()
+            except BusyError:
+                raise
+            except TransientError:
+                continue  # whether it is still ours is decided where that matters
 
     async def check(self) -> None:
         """BusyError if somebody else has taken over."""
@@ -221,13 +242,22 @@ class Lease:
             raise _taken_over(self._place)
 
     async def drop(self) -> None:
-        """Remove the record: the attempt is finished. Another's record stays."""
-        try:
-            await _delete(self._place, self._tag)
-        except PreconditionError:
-            # Somebody has taken over; or it is ours, by a write that was given up for lost.
-            there = await read_record(self._place)
-            if there is not None and there.record.attempt == self.record.attempt:
+        """Remove the record: the attempt is finished. Nothing is written after that.
+
+        Raises:
+            BusyError: the record is another's by now; it stays.
+        """
+        async with self._turn:
+            self._dropped = True
+            try:
+                await _delete(self._place, self._tag)
+            except PreconditionError:
+                # Somebody has taken over; or it is ours, by a write that was given up for lost.
+                there = await read_record(self._place)
+                if there is None:
+                    return
+                if there.record.attempt != self.record.attempt:
+                    raise _taken_over(self._place) from None
                 await _delete(self._place, there.tag)
 
 

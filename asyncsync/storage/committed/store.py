@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager, suppress
 
 from ...clock import Clock
-from ...concurrency import quietly
+from ...concurrency import beside, quietly
 from ...errors import (
     AsyncSyncError,
     BusyError,
@@ -14,6 +14,7 @@ from ...errors import (
     IntegrityError,
     NotCommittedError,
     NotFoundError,
+    PermanentError,
     PreconditionError,
 )
 from ...events import Observer, Reduced, ignore
@@ -127,8 +128,9 @@ class CommittedTrees:
         place.check(intent.files)
         writer = await self._enter(place, intent)
         try:
-            await writer.announce(intent.files)
-            yield writer
+            async with beside(writer.lease.keep_alive):
+                await writer.announce(intent.files)
+                yield writer
         finally:
             if not writer.finished:
                 await quietly(writer.leave)
@@ -209,11 +211,25 @@ class CommittedTrees:
             self._learn(self._declared)
         elif self._conditional is None and await read_record(place) is not None:
             await self._prove(place)  # taking over relies on them
-        lease = await Lease.take(place, record, self._clock, self._seen)
-        if self._conditional is None:
-            place.conditional = await lease.conditions_work()
-            self._learn(place.conditional)
+        if self._conditional is not None:
+            place.conditional = self._conditional
+            return await Lease.take(place, record, self._clock, self._seen)
+        lease, works = await self._try(place, record)
+        self._learn(works)
         return lease
+
+    async def _try(self, place: Place, record: Record) -> tuple[Lease, bool]:
+        """Take the record and find out whether conditions work; the place goes by it from now."""
+        try:
+            lease = await Lease.take(place, record, self._clock, self._seen)
+        except PermanentError as exc:
+            if type(exc) is not PermanentError:
+                raise
+            place.conditional = False  # the store does not know the condition at all
+            lease = await Lease.take(place, record, self._clock, self._seen)
+            return lease, False
+        works = place.conditional = await lease.conditions_work()
+        return lease, works
 
     async def _prove(self, place: Place) -> None:
         """Find out whether conditions work, beside the tree, where nobody else writes."""
@@ -221,8 +237,7 @@ class CommittedTrees:
         aside = Place(self._objects, place.key(holder_name("", "tmp", attempt)), conditional=True)
         record = Record(kind="write", attempt=attempt)
         async with _announced(aside, attempt):
-            lease = await Lease.take(aside, record, self._clock, self._seen)
-            place.conditional = aside.conditional = await lease.conditions_work()
+            lease, place.conditional = await self._try(aside, record)
             await lease.drop()
         self._learn(place.conditional)
 

@@ -63,7 +63,7 @@ class CommittedWriter:
         fresh: bool,
         durability: Durability,
     ) -> None:
-        self._place, self._lease, self._intent = place, lease, intent
+        self._place, self.lease, self._intent = place, lease, intent
         self._old, self._fresh, self._durability = old, fresh, durability
         self._old_paths = frozenset(old.manifest.files) if old else frozenset()
         self._leftover = lease.record.paths - self._old_paths
@@ -101,7 +101,6 @@ class CommittedWriter:
 
     async def _write(self, file: NewFile, offset: int, data: Data) -> None:
         self._place.check([file])
-        await self._lease.keep_alive()
         await self._claim([file.path])
         state = self._files.setdefault(file.path, Arriving(file))
         number = offset // CHUNK_BYTES + 1
@@ -164,7 +163,7 @@ class CommittedWriter:
             await each(wanted, look)
         ours = wanted - foreign
         if ours:
-            await self._lease.update(paths=self._lease.record.paths | ours)
+            await self.lease.update(paths=self.lease.record.paths | ours)
         self._claimed |= ours
         self._foreign |= foreign
 
@@ -185,11 +184,11 @@ class CommittedWriter:
 
     async def _beaten(self, path: str) -> AsyncSyncError:
         """Why a conditional write of ours was refused."""
-        await self._lease.check()
+        await self.lease.check()
         self._sent.discard(path)
         self._claimed.discard(path)
         self._foreign.add(path)
-        await self._lease.update(paths=self._lease.record.paths - {path})
+        await self.lease.update(paths=self.lease.record.paths - {path})
         return self._clash(path)
 
     async def _publish_file(self, state: Arriving) -> None:
@@ -235,7 +234,7 @@ class CommittedWriter:
         if not may_be_there:
             return self._place.condition(absent=True)
         there = await self._place.head(path)
-        await self._lease.check()
+        await self.lease.check()
         if there is None:
             return self._place.condition(absent=True)
         return self._place.condition(tag=there.tag)
@@ -273,7 +272,7 @@ class CommittedWriter:
 
     async def _check_kept(self, manifest: Manifest) -> None:
         """Read what should stay but may have been overwritten by an attempt that crashed."""
-        suspects = self._lease.record.overwritten & self._old_paths & manifest.files.keys()
+        suspects = self.lease.record.overwritten & self._old_paths & manifest.files.keys()
         kept = [manifest.files[path] for path in suspects if path not in self._files]
         if wrong := await self._place.differing(kept):
             raise IntegrityError(
@@ -286,10 +285,10 @@ class CommittedWriter:
     async def _fence(self) -> None:
         """The last look at the record, and the note that makes the rest finishable by anybody."""
         if self._old is None:
-            await self._lease.update()
+            await self.lease.update()
             return
-        record = self._lease.record
-        await self._lease.update(
+        record = self.lease.record
+        await self.lease.update(
             replaces=self._old.manifest.identity,
             paths=record.paths | self._old_paths,
             overwritten=record.overwritten | (self._files.keys() & self._old_paths),
@@ -342,12 +341,23 @@ class CommittedWriter:
             await self._place.put_manifest(manifest, condition)
         except PreconditionError:
             there = await self._place.manifest()
-            if there is None or there.manifest.identity != manifest.identity:
+            if there is not None and self._is_displaced(there):
+                await self._place.put_manifest(manifest, self._place.condition(tag=there.tag))
+            elif there is None or there.manifest.identity != manifest.identity:
                 raise conflict(self._place, there) from None
         except TransientError:
             there = await self._place.manifest()
             if there is None or there.manifest.header != manifest.header:
                 raise
+
+    def _is_displaced(self, there: Found) -> bool:
+        """Whether a commit came late, from the attempt from which this one has taken over.
+
+        It is acknowledged to nobody, and its files are ours by now.
+        """
+        left, old = self.lease.inherited, self._old
+        is_theirs = left is not None and left.attempt == there.manifest.header.attempt
+        return is_theirs and (old is None or old.tag != there.tag)
 
     async def _expect(self, over: Found | None) -> None:
         """Where conditions do not work: look instead. Right as long as there is one writer."""
@@ -359,14 +369,15 @@ class CommittedWriter:
         """What is left to do once the commit is visible. Again: no effect."""
         if self.finished:
             return
-        if self._intent.in_place:
-            await self._place.delete(_gone(self._old_paths, manifest))
+        if self._intent.in_place and (gone := _gone(self._old_paths, manifest)):
+            await self.lease.check()
+            await self._place.delete(gone)
         await self._abort_uploads()
-        await self._lease.drop()
+        await self.lease.drop()
         self.finished = True
 
     async def _abort_uploads(self) -> None:
-        if self._uploading or self._lease.inherited is not None:
+        if self._uploading or self.lease.inherited is not None:
             await self._place.abort_uploads(self._is_ours)
 
     def _is_ours(self, path: str) -> bool:
@@ -379,20 +390,28 @@ class CommittedWriter:
 
         What is done here may stop anywhere: the record goes last, and whoever finds it goes on.
         """
-        await self._lease.check()
+        await self.lease.check()
         manifest = self._publishing
         if manifest is not None and await self._place.header() == manifest.header:
             await self._tidy(manifest)
             return
         await self._abort_uploads()
         if manifest is not None and self._old is not None:
-            await self._lease.update(released=True)
+            await self.lease.update(released=True)
             return
-        await self._place.delete(self._sent | self._leftover)
-        if self._lease.record.overwritten:
-            await self._lease.update(paths=(), released=True)
+        await self._place.delete((self._sent | self._leftover) - await self._listed())
+        if self.lease.record.overwritten:
+            await self.lease.update(paths=(), released=True)
         else:
-            await self._lease.drop()
+            await self.lease.drop()
+
+    async def _listed(self) -> frozenset[str]:
+        """What a commit that is there by now consists of; one that came late is taken away."""
+        there = await self._place.manifest()
+        if there is None or not self._is_displaced(there):
+            return frozenset(there.manifest.files) if there else frozenset()
+        await self._delete_manifest(there)
+        return frozenset()
 
 
 def _gone(paths: Iterable[str], manifest: Manifest) -> list[str]:

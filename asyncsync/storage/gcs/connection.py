@@ -68,7 +68,7 @@ class Connection:
         self._sdk: Storage | None = None
         self._account: _Account | None = None
         self._root = ""
-        self._emulated = False
+        self._emulated = self._closed = False
 
     async def send(
         self,
@@ -140,6 +140,7 @@ class Connection:
 
     async def aclose(self) -> None:
         """Close every connection. Again: no effect."""
+        self._closed = True
         await self._http.aclose()
 
     async def _token(self) -> Secret | None:
@@ -153,6 +154,8 @@ class Connection:
 
     async def _open(self) -> None:
         """Connect, one task for all that wait."""
+        if self._closed:
+            raise ConfigError("this connection to Google Cloud Storage is closed")
         if self._sdk is not None:
             return
         async with self._opening:

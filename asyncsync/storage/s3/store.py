@@ -153,8 +153,11 @@ class S3Objects:
 
     async def scan_uploads(self, prefix: str) -> AsyncIterator[Upload]:
         what = self._what("list uploads below", prefix)
-        async for upload in list_uploads(self._connection, what, prefix):
-            yield upload
+        try:
+            async for upload in list_uploads(self._connection, what, prefix):
+                yield upload
+        except NotFoundError:  # how some servers say that there are none
+            return
 
     # -- multipart
 
@@ -200,7 +203,11 @@ class S3Objects:
             extras["MultipartUpload"] = {"Parts": listed}
         if self._checks_uploads and crc is not None:
             extras |= {"ChecksumCRC32": crc_text(crc), "ChecksumType": "FULL_OBJECT"}
-        answer = await self._with_extras(what, "complete_multipart_upload", plain, extras)
+        try:
+            answer = await self._with_extras(what, "complete_multipart_upload", plain, extras)
+        except NotFoundError:
+            self._ongoing.pop(upload.upload_id, None)
+            raise
         self._ongoing.pop(upload.upload_id, None)
         said = answer.get("ChecksumCRC32")
         if said and crc is not None and "-" not in said and said != crc_text(crc):
