@@ -69,7 +69,7 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The quick suites and whole-system tests run on uvloop too; else one loop is enough."""
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.get_closest_marker("slow"):
+    if item.get_closest_marker("slow") or item.get_closest_marker("one_loop"):
         return loops
     if item.path.is_relative_to(_TESTS) and item.path.relative_to(_TESTS).parts[0] in _BOTH_LOOPS:
         loops["uvloop"] = uvloop.new_event_loop

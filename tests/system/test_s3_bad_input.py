@@ -32,6 +32,8 @@ from ..fakes.s3_wire import Request
 from .s3_place import LOCATION, TREE, S3Place, one_line, raises, s3_place
 from .trees import content
 
+pytestmark = pytest.mark.one_loop
+
 NEW = {"a": b"ONE", "c": b"three"}
 
 
@@ -128,12 +130,12 @@ async def test_an_endpoint_that_is_no_address_is_refused(endpoint: str, place: S
     assert one_line(caught.value, "s3://bucket", "endpoint")
 
 
-async def test_a_host_that_cannot_be_reached_is_named_after_four_tries(place: S3Place) -> None:
+async def test_a_host_that_cannot_be_reached_is_named_after_seven_tries(place: S3Place) -> None:
     with raises(TransientError) as caught:
         await place.syncer.verify(f"{LOCATION}?endpoint_url=http://127.0.0.1:9")
 
     assert one_line(caught.value, "run/ckpt_7", "http://127.0.0.1:9", "Connection refused")
-    assert caught.value.attempts == 4
+    assert caught.value.attempts == 7
 
 
 async def test_a_host_name_that_means_nothing_is_named(place: S3Place) -> None:

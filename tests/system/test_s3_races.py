@@ -23,6 +23,8 @@ from ..servers import Server
 from .s3_place import LOCATION, TREE, S3Place, s3_place, use_small_chunks
 from .trees import content, make, temporary
 
+pytestmark = pytest.mark.one_loop
+
 NEW = {"a": b"ONE", "d/b": b"two", "big": TREE["big"][::-1]}
 Outcome = str | ConflictError
 

@@ -45,6 +45,8 @@ from . import gcs_place, s3_place
 from .s3_place import Hurry
 from .trees import make
 
+pytestmark = pytest.mark.one_loop
+
 ACCESS_KEY = "ASIACANARY0000000001"
 SECRET_KEY = "cAnArY/secret+access%key=of/S3"
 SESSION_TOKEN = "cAnArY//session+token==of%S3&x"

@@ -700,9 +700,13 @@ async def test_nobody_waits_for_a_process_that_left_the_group(tmp_path: Path) ->
     os.mkfifo(tmp_path / "fifo")
     script = """
 import os, sys
+left, leaves = os.pipe()
 if os.fork() == 0:
     os.setsid()
+    os.write(leaves, b"x")
     open(sys.argv[1]).read()
+else:
+    os.read(left, 1)
 """
     syncer = make_syncer(delete=python(script, tmp_path / "fifo") + " {target}")
 
