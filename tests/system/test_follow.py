@@ -195,7 +195,7 @@ class Flaky:
             yield info
 
 
-@pytest.mark.parametrize(("failures", "ends"), [(3, False), (4, True)])
+@pytest.mark.parametrize(("failures", "ends"), [(6, False), (7, True)])
 async def test_a_transient_failure_is_retried_before_it_ends_the_following(
     failures: int, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,4 +211,4 @@ async def test_a_transient_failure_is_retried_before_it_ends_the_following(
             with pytest.raises(TransientError) if ends else nullcontext():
                 assert (await anext(commits)).name == "ckpt_2"
 
-    assert len(events.of(Retrying)) == 3
+    assert len(events.of(Retrying)) == 6

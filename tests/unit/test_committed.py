@@ -933,3 +933,14 @@ async def test_the_durability_is_what_the_store_is_said_to_have() -> None:
     await save(store, "tree", OLD)
 
     assert await store.confirm("tree") == (await store.probe("tree")).durability == "cloud"
+
+
+async def test_uploads_of_a_dead_attempt_go_with_the_next_one_even_if_that_needs_none() -> None:
+    memory = MemoryObjects()
+    left = Record(kind="write", attempt="0" * 32, writer="me", paths=frozenset({"big"}))
+    await memory.put(f"tree/{ATTEMPT}", msgspec.json.encode(left))
+    await memory.create_upload("tree/big")
+    theirs = await memory.create_upload("tree/foreign")
+    await save(trees(memory), "tree", {"a": b"small"}, writer="me")
+
+    assert [upload async for upload in memory.scan_uploads("")] == [theirs]
