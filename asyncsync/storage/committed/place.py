@@ -49,14 +49,19 @@ def of_tree(path: str) -> bool:
 class Place:
     """A tree by name in an object store.
 
+    Args:
+        store: what comes before the name in messages.
+
     Attributes:
         where: the tree, for messages.
         conditional: conditions work, so that two writers are kept apart.
     """
 
-    def __init__(self, objects: ObjectStore, name: str, *, conditional: bool) -> None:
+    def __init__(
+        self, objects: ObjectStore, name: str, *, conditional: bool, store: str = ""
+    ) -> None:
         self.objects, self.name, self.conditional = objects, name, conditional
-        self.where = quote(name) if name else "the root of the store"
+        self.where = quote("/".join(filter(None, (store, name)))) or "the root of the store"
         self.prefix = f"{name}/" if name else ""
         self.manifest_key = self.key(MANIFEST)
 

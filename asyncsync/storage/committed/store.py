@@ -67,7 +67,7 @@ class CommittedTrees:
         *,
         clock: Clock,
         durability: Durability = "memory",
-        where: str = "the store",
+        where: str = "",
         observe: Observer = ignore,
     ) -> None:
         self._objects, self._clock, self._durability = objects, clock, durability
@@ -194,7 +194,7 @@ class CommittedTrees:
 
     def _place(self, tree: str) -> Place:
         conditional = self._declared and self._conditional is not False
-        return Place(self._objects, tree, conditional=conditional)
+        return Place(self._objects, tree, conditional=conditional, store=self._where)
 
     @property
     def _declared(self) -> bool:
@@ -202,7 +202,7 @@ class CommittedTrees:
 
     def _learn(self, works: bool) -> None:
         if not works and self._conditional is None:
-            self._observe(Reduced(where=self._where, reason=_SINGLE_WRITER))
+            self._observe(Reduced(where=self._where or "the store", reason=_SINGLE_WRITER))
         self._conditional = works
 
     async def _take(self, place: Place, record: Record) -> Lease:
