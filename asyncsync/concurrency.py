@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from mmap import mmap
 from typing import TypeVar
 
 import anyio
@@ -93,13 +94,14 @@ class ByteBudget(Budget):
     def __init__(self, total: int, *, buffer_bytes: int = 16 * MIB) -> None:
         super().__init__(total)
         self._buffer_bytes = buffer_bytes
-        self._idle: list[bytearray] = []
+        self._idle: list[mmap] = []
 
     @asynccontextmanager
     async def buffer(self, size_bytes: int) -> AsyncIterator[memoryview]:
         """Hold `size_bytes` and get the memory for them, with whatever is in it.
 
         Fresh memory for every chunk would be zeroed page by page, and much of it never given back.
+        Pages of a map that nobody writes to, because a hole is read, take no room.
         After a failure the memory is not used again: a connection may still be sending from it.
         """
         if not self._buffer_bytes // 2 < size_bytes <= self._buffer_bytes:
@@ -107,7 +109,7 @@ class ByteBudget(Budget):
                 yield memoryview(bytearray(size_bytes))
             return
         async with self.borrow(self._buffer_bytes):
-            memory = self._idle.pop() if self._idle else bytearray(self._buffer_bytes)
+            memory = self._idle.pop() if self._idle else mmap(-1, self._buffer_bytes)
             yield memoryview(memory)[:size_bytes]
             self._idle.append(memory)
 

@@ -320,7 +320,16 @@ class TestTreesOnMotoTls(OnMotoTls, Trees):
 
 
 @pytest.mark.slow
-class TestTreesOnRclone(OnRclone, Trees): ...
+class TestTreesOnRclone(OnRclone, Trees):
+    @pytest.mark.parametrize("in_place", [False, True], ids=["whole", "in place"])
+    async def test_files_and_directories_may_change_places(
+        self, store: TreeStore, in_place: bool
+    ) -> None:
+        old = await save(store, "tree", {"x": b"file"}, in_place=in_place)
+
+        with pytest.raises(TransientError):  # its objects are files: nothing begins below one
+            await save(store, "tree", {"x/y": b"below"}, over=old, in_place=in_place)
+        assert await store.read_manifest("tree") == old
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from ..fakes.gcs import Fault as GcsFault
 from ..fakes.s3 import FakeS3
 from ..fakes.s3_faults import Effect, lose_answer, reset
 from ..fakes.s3_wire import Request
+from ..system.s3_place import Hurry
 from .cloud_victims import Victims
 from .committed_scenarios import CHUNK, SCENARIOS, Act, check_whole, sync
 
@@ -175,7 +176,7 @@ async def gcs_world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     async with FakeGcs("bucket") as fake:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
         threads = Threads(4)
-        objects = GcsObjects("bucket", {}, threads=threads, clock=FakeClock(), max_requests=8)
+        objects = GcsObjects("bucket", {}, threads=threads, clock=Hurry(), max_requests=8)
         try:
             yield GcsWorld(fake, objects)
         finally:

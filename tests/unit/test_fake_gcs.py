@@ -440,7 +440,10 @@ async def test_a_test_is_called_before_a_request(
 def test_it_runs_as_a_program() -> None:
     command = [sys.executable, "-m", "tests.fakes.gcs", "bucket"]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+    environ = {**os.environ, "PYTHONPATH": str(root), "PYTHONSAFEPATH": ""}
+    with subprocess.Popen(
+        command, cwd=root, env=environ, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         url = process.stdout.readline()
         process.terminate()
