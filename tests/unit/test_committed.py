@@ -944,3 +944,32 @@ async def test_uploads_of_a_dead_attempt_go_with_the_next_one_even_if_that_needs
     await save(trees(memory), "tree", {"a": b"small"}, writer="me")
 
     assert [upload async for upload in memory.scan_uploads("")] == [theirs]
+
+
+async def test_a_delete_shows_life_for_as_long_as_it_takes() -> None:
+    memory, clock = MemoryObjects(), FakeClock()
+    held, go = anyio.Event(), anyio.Event()
+
+    class Slow(MemoryObjects):
+        async def delete(self, key: str, *, tag: str | None = None) -> None:
+            if key == "tree/a":
+                held.set()
+                await go.wait()
+            await super().delete(key, tag=tag)
+
+    slow = Slow()
+    vars(slow).update(vars(memory))
+    await save(trees(memory), "tree", OLD)
+    other = CommittedTrees(memory, clock=clock)
+    async with anyio.create_task_group() as group:
+        group.start_soon(CommittedTrees(slow, clock=clock).delete, "tree")
+        await held.wait()
+        for _ in range(10):
+            await clock.advance(20)
+            async with AsyncExitStack() as stack:
+                with pytest.raises(BusyError):
+                    await begun(other, stack, "other")
+        go.set()
+
+    with pytest.raises(NotFoundError):
+        await other.read_manifest("tree")

@@ -144,7 +144,8 @@ class CommittedTrees:
         record = Record(kind="delete", attempt=new_attempt())
         async with _announced(place, record.attempt):
             lease = await self._take(place, record)
-            return await _delete(place, lease, expect, uncommitted=uncommitted)
+            async with beside(lease.keep_alive):  # who takes over would be deleted from, too
+                return await _delete(place, lease, expect, uncommitted=uncommitted)
 
     async def confirm(self, tree: str) -> Durability:
         header = await self.read_header(tree)
