@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 
 import anyio
 import pytest
 
-from ..errors import NotFoundError, PermanentError, PreconditionError
+from ..errors import NotFoundError, PermanentError, PreconditionError, TransientError
 from ..storage.objects import Condition, ObjectStore, Upload
 
 __all__ = ["ObjectStoreContract"]
@@ -59,13 +60,15 @@ class ObjectStoreContract:
 
         async def read() -> None:
             for _ in range(4 * len(versions)):
-                seen.add(bytes((await store.get("k")).data))
+                with suppress(TransientError):  # a store may break off a read that meets a write
+                    seen.add(bytes((await store.get("k")).data))
 
         async with anyio.create_task_group() as group:
             group.start_soon(read)
             for data in versions * 2:
                 await store.put("k", data)
 
+        assert seen
         assert seen <= set(versions)
 
     async def test_put_replaces_and_the_tag_changes(self, store: ObjectStore) -> None:

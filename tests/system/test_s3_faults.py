@@ -16,6 +16,7 @@ from asyncsync.errors import (
     ClashError,
     ConfigError,
     IntegrityError,
+    NotFoundError,
     PermanentError,
     StalledError,
     TransientError,
@@ -622,16 +623,27 @@ async def test_a_wrong_tag_in_an_answer_does_no_harm(
     await place.check()
 
 
-async def test_a_wrong_tag_of_a_part_is_an_error_and_the_next_run_sends_it_again(
-    place: S3Place,
-) -> None:
+async def test_after_a_wrong_tag_of_a_part_the_file_is_sent_again(place: S3Place) -> None:
     place.fake.on("UploadPart", wrong_etag())
 
-    with raises(PermanentError) as caught:
+    await place.up()
+
+    await place.check()
+    assert place.fake.operations.count("CompleteMultipartUpload") == 2
+
+
+async def test_a_store_that_never_tells_the_right_tag_of_a_part_is_given_up(
+    place: S3Place,
+) -> None:
+    fault = place.fake.on("UploadPart", wrong_etag(), times=None)
+
+    with raises(NotFoundError) as caught:
         await place.up()
 
     assert one_line(caught.value, "run/ckpt_7/big", "InvalidPart")
     assert MANIFEST not in place.held()
+    assert not place.fake.uploads
+    place.fake.faults.remove(fault)
     await place.up()
     await place.check()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -107,7 +109,7 @@ async def test_of_two_writers_one_commits_and_the_other_hears_who(
 # -- one that is cancelled
 
 
-Prepare = Callable[[S3Place], Awaitable[object]]
+Prepare = Callable[[S3Place], Coroutine[Any, Any, object]]
 
 
 async def _nothing(place: S3Place) -> None:
@@ -250,42 +252,76 @@ async def _check_after(place: S3Place, act: Prepare, before: Tree, after: Tree) 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", CASES)
-async def test_cancelled_at_any_moment_it_leaves_a_whole_tree_or_none_and_no_upload(
+async def test_cancelled_at_any_await_it_leaves_a_whole_tree_or_none_and_no_upload(
     name: str, place: S3Place
 ) -> None:
-    """Some rounds of the event loop apart, from the first to the last of a sync."""
+    """At each suspension of each task of a sync, from the first to the last."""
     prepare, act, before, after = CASES[name]
-    loop = asyncio.get_running_loop()
-    for moment in count(1, 5):
+    asyncio.get_running_loop().set_task_factory(_counted_task)
+    for number in count(1):
         await _clear(place)
         await prepare(place)
-        with anyio.CancelScope() as scope:
-            ticker = _Ticker(loop, moment, scope.cancel)
-            await act(place)
-        ticker.stop()
+        async with anyio.create_task_group() as group:
+            scope = group.cancel_scope
+            with _cancelled_at(number, scope):
+                group.start_soon(act, place)
 
-        assert not place.fake.uploads, moment
+        assert not place.fake.uploads, number
         await _check_after(place, act, before, after)
-        if not scope.cancelled_caught:
+        if not scope.cancel_called:
             break
-    assert moment > 20
+    assert number > 30
 
 
-class _Ticker:
-    """Calls `act` in the n-th round of the event loop from now on."""
+# Counts down the suspensions of the tasks that inherit it.
+_countdown: ContextVar[Callable[[], None] | None] = ContextVar("_countdown", default=None)
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, number: int, act: Callable[[], object]
-    ) -> None:
-        self._loop, self._left, self._act = loop, number, act
-        self._tick()
 
-    def _tick(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self._act()
-        if self._left > 0:
-            self._loop.call_soon(self._tick)
+@contextmanager
+def _cancelled_at(number: int, scope: anyio.CancelScope) -> Iterator[None]:
+    left = number
 
-    def stop(self) -> None:
-        self._left = 0
+    def suspended() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            scope.cancel()
+
+    token = _countdown.set(suspended)
+    try:
+        yield
+    finally:
+        _countdown.reset(token)
+
+
+def _counted_task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+    suspended = _countdown.get()
+    return asyncio.Task(
+        coro if suspended is None else _Counted(coro, suspended), loop=loop, **options
+    )
+
+
+class _Counted(Coroutine[Any, Any, Any]):
+    """A coroutine that tells each time that it suspends its task."""
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], suspended: Callable[[], None]) -> None:
+        self._coro, self._suspended = coro, suspended
+
+    def send(self, value: Any) -> Any:
+        awaited = self._coro.send(value)
+        self._suspended()
+        return awaited
+
+    def throw(self, *details: Any) -> Any:
+        awaited = self._coro.throw(*details)
+        self._suspended()
+        return awaited
+
+    def close(self) -> None:
+        self._coro.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coro, name)  # how far it is
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        raise NotImplementedError("only a task runs this")

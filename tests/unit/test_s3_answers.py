@@ -49,6 +49,7 @@ def error(status: int, code: str = "", message: str = "", **headers: str) -> Asy
         (404, "NoSuchKey", NotFoundError),
         (404, "", NotFoundError),
         (404, "NoSuchUpload", NotFoundError),
+        (400, "InvalidPart", NotFoundError),
         (404, "NoSuchBucket", ConfigError),
         (400, "InvalidBucketName", ConfigError),
         (412, "PreconditionFailed", PreconditionError),

@@ -18,6 +18,7 @@ class Arriving:
         sizes: of the pieces that have arrived, by their number.
         parts: the same as parts of `upload`.
         published: it is whole, and visible under its name.
+        losses: how many uploads of it the store has dropped.
     """
 
     def __init__(self, new: NewFile) -> None:
@@ -26,6 +27,7 @@ class Arriving:
         self.parts: dict[int, Part] = {}
         self.upload: Upload | None = None
         self.published = False
+        self.losses = 0
         self._turn = anyio.Lock()
 
     @property
@@ -61,8 +63,9 @@ class Arriving:
             return self.upload
 
     def lose(self, upload: Upload) -> None:
-        """That upload is gone without a trace: nothing that went there has arrived."""
+        """That upload is gone, or not what the store confirmed: nothing of it has arrived."""
         if self.upload is upload:
+            self.losses += 1
             self.upload = None
             self.sizes.clear()
             self.parts.clear()

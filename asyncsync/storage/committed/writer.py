@@ -43,6 +43,8 @@ from .record import Lease
 
 __all__ = ["CommittedWriter", "conflict"]
 
+_MAX_LOSSES = 2  # of one file: a store that drops more will not ever hold it
+
 
 class CommittedWriter:
     """See TreeWriter for what every method promises.
@@ -218,6 +220,8 @@ class CommittedWriter:
                 self._doubtful[state.new.path] = upload if lost else None
             elif lost:
                 state.lose(upload)
+                if state.losses > _MAX_LOSSES:
+                    raise
                 return False
             else:
                 raise await self._beaten(state.new.path) from None

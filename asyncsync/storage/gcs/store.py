@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from ...clock import Clock
 from ...concurrency import Threads, each
 from ...errors import (
     AccessDeniedError,
-    AsyncSyncError,
     ConfigError,
     NotFoundError,
     PermanentError,
     PreconditionError,
     RefusedError,
+    TransientError,
     quote,
     quote_some,
 )
@@ -180,10 +180,8 @@ class GcsObjects:
         joining = Joining(self._bucket, upload, sources, whole, condition)
         done = await self._joined(joining)
         leftovers = {found.info.key for found in kept} | joining.made
-        try:
+        with suppress(TransientError):  # the object is there; `scan_uploads` shows what is left
             await each(leftovers, self._bucket.delete)
-        except AsyncSyncError:  # the object is there; `scan_uploads` shows what is left over
-            pass
         return done.info
 
     async def abort_upload(self, upload: Upload) -> None:

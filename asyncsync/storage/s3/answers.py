@@ -49,6 +49,7 @@ _FIELD = re.compile(rb"<(Code|Message|Region)>([^<]*)</\1>")
 _KINDS: dict[str, type[AsyncSyncError]] = {
     "NoSuchKey": NotFoundError,
     "NoSuchUpload": NotFoundError,
+    "InvalidPart": NotFoundError,
     "NoSuchVersion": NotFoundError,
     "NoSuchLifecycleConfiguration": NotFoundError,
     "NoSuchBucket": ConfigError,
@@ -101,6 +102,7 @@ _STATUSES: dict[int, type[AsyncSyncError]] = {
 _ADVICE: dict[str, str] = {
     "NoSuchKey": "check the spelling",
     "NoSuchUpload": "it was completed or aborted; begin it again",
+    "InvalidPart": "the store does not hold a part as it confirmed it; begin the upload again",
     "NoSuchBucket": "create the bucket, or check its name and the endpoint",
     "InvalidBucketName": "check the name of the bucket",
     "PreconditionFailed": "it is another one by now; read it and compare",
@@ -164,9 +166,7 @@ def rejects_extras(fault: Fault) -> bool:
     return fault.code not in _KINDS and fault.code not in _NOT_EXTRAS
 
 
-_NOT_EXTRAS = frozenset(
-    {"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "EntityTooLarge", "KeyTooLongError"}
-)
+_NOT_EXTRAS = frozenset({"InvalidPartOrder", "EntityTooSmall", "EntityTooLarge", "KeyTooLongError"})
 
 
 def error_of(what: str, answer: Answer | Fault, *, now: float) -> AsyncSyncError:
