@@ -429,7 +429,6 @@ def reset(when: Literal["before", "request", "effect", "headers", "body"] = "bef
         if when == "body":
             sent += reply.body[: len(reply.body) // 2]
         write(request, sent)
-        await asyncio.sleep(0.01)  # a reset overtakes what was not delivered yet
         await _reset(request, reply)
 
     if when in {"before", "request"}:

@@ -28,7 +28,6 @@ from asyncsync.syncing import StorageSyncer
 from ..fakes.s3 import Credentials, FakeS3
 from ..fakes.s3_faults import (
     Effect,
-    Faucet,
     access_denied,
     answer,
     call,
@@ -51,7 +50,6 @@ from ..fakes.s3_faults import (
     stalled_request,
     swapped,
     throttled,
-    trickled,
     truncated,
     truncated_xml,
     wrong_checksum,
@@ -197,24 +195,15 @@ async def test_an_answer_that_stops_is_given_up_and_asked_for_again(
     assert len(place.events.of(Retrying)) == 1
 
 
-async def test_an_answer_that_trickles_is_given_up(
+async def test_an_answer_that_stops_every_time_is_an_error_after_seven_tries(
     place: S3Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_short_stalls(monkeypatch, STALL_S / 4)
     await place.up()
-    faucet = Faucet()
-    place.fake.faults.append(place.fault(trickled(faucet), "GetObject", "big", times=None))
+    place.fake.faults.append(place.fault(stalled(sent=1000), "GetObject", "big", times=None))
 
-    async def drip() -> None:
-        while True:
-            faucet.pour(1)
-            await anyio.sleep(STALL_S / 100)
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(drip)
-        with raises(StalledError) as caught:
-            await place.down()
-        group.cancel_scope.cancel()
+    with raises(StalledError) as caught:
+        await place.down()
 
     assert one_line(caught.value, "s3://bucket/run/ckpt_7/big", "hardly anything moved")
     assert caught.value.attempts == 7

@@ -138,9 +138,8 @@ async def upload_of(
 # ---------------------------------------------------------------- put
 
 
-async def test_making_a_store_connects_to_nothing() -> None:
-    async with connected("http://127.0.0.1:9"):
-        pass
+async def test_making_a_store_connects_to_nothing(gcs: GcsObjects, fake: FakeGcs) -> None:
+    assert fake.requests == []
 
 
 async def test_an_option_that_there_is_not_is_named() -> None:

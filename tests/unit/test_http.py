@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import anyio
 import pytest
 import trustme
+from anyio.lowlevel import checkpoint
 
 from asyncsync.concurrency import Threads
 from asyncsync.errors import (
@@ -68,7 +69,8 @@ class Server:
 
     def __init__(self, script: Script, tls: ssl.SSLContext | None) -> None:
         self._script, self._tls = script, tls
-        self.connections = self.closed = 0
+        self.connections = 0
+        self.closed = asyncio.Event()
         self.requests: list[bytes] = []
         self.port = 0
 
@@ -84,7 +86,7 @@ class Server:
             pass
         finally:
             writer.close()
-            self.closed += 1
+            self.closed.set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Server]:
@@ -249,23 +251,17 @@ async def test_of_a_long_error_page_64_kib_are_read_and_the_connection_is_closed
     text = b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % len(BIG)
     async with serving(sends(text + BIG)) as server:
         answer = await http.send("GET", server.url, {}, what="get it")
-        await _until(lambda: server.closed == 1)
+        await server.closed.wait()
 
     assert answer.status == 500
     assert answer.body == BIG[: 64 * 1024]
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - of a server whose end has no event
-            await anyio.sleep(0.001)
 
 
 async def test_an_answer_before_the_body_has_gone_is_heard(http: Http) -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.say(b"HTTP/1.1 503 Slow\r\nContent-Length: 2\r\n\r\nno")
-        await asyncio.sleep(60)
+        await anyio.sleep_forever()
 
     async with serving(script) as server:
         answer = await http.send("PUT", server.url, {}, what="put it", data=BIG)
@@ -389,18 +385,10 @@ async def half(connection: Connection) -> None:
 
 async def unread(connection: Connection) -> None:
     await connection.head()
-    await asyncio.sleep(60)
+    await anyio.sleep_forever()
 
 
-async def trickle(connection: Connection) -> None:
-    await connection.request()
-    await connection.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-    while True:
-        await connection.say(b"x")
-        await asyncio.sleep(STALL_S / 20)
-
-
-@pytest.mark.parametrize("script", [nothing, half, unread, trickle])
+@pytest.mark.parametrize("script", [nothing, half, unread])
 async def test_a_request_on_which_hardly_anything_moves_is_given_up_and_its_connection_closed(
     script: Script, http: Http
 ) -> None:
@@ -408,32 +396,50 @@ async def test_a_request_on_which_hardly_anything_moves_is_given_up_and_its_conn
         with anyio.fail_after(20 * STALL_S), pytest.raises(StalledError) as caught:
             await http.send("PUT", f"{server.url}?{SECRET}", {}, what="put it", data=BIG)
         if script is not unread:
-            await _until(lambda: server.closed == 1)
+            await server.closed.wait()
 
     assert one_line(caught.value, f"put it: hardly anything moved for {STALL_S:g} s")
 
 
-async def test_what_is_slow_and_moves_is_not_given_up(http: Http) -> None:
+@pytest.mark.parametrize(("step", "given_up"), [(4096, False), (1, True)])
+async def test_what_is_slow_is_given_up_only_if_too_little_of_it_moves(
+    step: int, given_up: bool, http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into, now_s = memoryview(bytearray(16 * step)), 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
+
     async def slow(connection: Connection) -> None:
+        nonlocal now_s
         await connection.request()
-        await connection.say(b"HTTP/1.1 200 OK\r\nContent-Length: 65536\r\n\r\n")
-        for _ in range(16):
-            await connection.say(b"x" * 4096)
-            await asyncio.sleep(STALL_S / 8)
+        await connection.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(into))
+        for end in range(step, len(into) + 1, step):
+            await connection.say(b"x" * step)
+            while not into[end - 1]:  # that bytes have arrived sets no event
+                await checkpoint()
+            now_s += 0.9 * STALL_S
 
     async with serving(slow) as server:
-        answer = await http.send("GET", server.url, {}, what="get it")
+        with pytest.raises(StalledError) if given_up else nullcontext():
+            await http.send("GET", server.url, {}, what="get it", into=into)
 
-    assert len(answer.body) == 65536
+    assert (into[-1] == 0) is given_up
 
 
 async def test_cancelled_it_closes_the_connection(http: Http) -> None:
-    async with serving(sends(OK[:-3])) as server:
-        with anyio.move_on_after(STALL_S / 3) as scope:
+    scope = anyio.CancelScope()
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.say(OK[:-3])
+        scope.cancel()
+        await connection.until_closed()
+
+    async with serving(script) as server:
+        with scope:
             await http.send("GET", server.url, {}, what="get it")
 
         assert scope.cancelled_caught
-        await _until(lambda: server.closed == 1)
+        await server.closed.wait()
 
 
 # -- no connection
