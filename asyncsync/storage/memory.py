@@ -165,8 +165,8 @@ class MemoryObjects:
         if not parts or numbers != sorted(set(numbers)):
             raise PermanentError(f"the parts of {quote(upload.key)} are not in order; list them so")
         if any(stored.get(part.number, (b"", ""))[1] != part.tag for part in parts):
-            raise PermanentError(
-                f"a part of {quote(upload.key)} is not the one stored; put it again"
+            raise NotFoundError(
+                f"a part of {quote(upload.key)} is not the one stored; begin the upload again"
             )
         if any(part.size_bytes < self.capabilities.min_part_bytes for part in parts[:-1]):
             raise PermanentError(

@@ -8,7 +8,7 @@ from contextlib import suppress
 import anyio
 import pytest
 
-from ..errors import NotFoundError, PermanentError, PreconditionError, TransientError
+from ..errors import NotFoundError, PreconditionError, TransientError
 from ..storage.objects import Condition, ObjectStore, Upload
 
 __all__ = ["ObjectStoreContract"]
@@ -280,7 +280,7 @@ class ObjectStoreContract:
         stale = await store.put_part(upload, 1, b"first")
         await store.put_part(upload, 1, b"second")
 
-        with pytest.raises(PermanentError):
+        with pytest.raises(NotFoundError):
             await store.complete_upload(upload, [stale])
         assert await _keys(store, "") == []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import pytest
 
@@ -47,52 +47,61 @@ def threads() -> Iterator[Threads]:
     pool.close()
 
 
+CAPABILITIES = {
+    "moto": OF_MOTO,
+    "moto_tls": OF_MOTO,
+    "rclone": NOTHING_HEEDED,
+    "radosgw": ON_PUT_ONLY,
+    "radosgw_tls": ON_PUT_ONLY,
+    "gcs_emulator": OF_EMULATOR,
+}
+FAKES = {"fake_s3": FakeS3, "fake_gcs": FakeGcs}
+
+
+def on(*servers: str) -> pytest.MarkDecorator:
+    """For a suite: it runs on each of these, by the names of `FAKES` and of the fixtures."""
+    return pytest.mark.parametrize("server", servers)
+
+
 @asynccontextmanager
-async def s3(
-    server: Server | FakeS3,
-    threads: Threads,
-    patch: pytest.MonkeyPatch,
-    capabilities: Capabilities | None = None,
-) -> AsyncIterator[S3Objects]:
+async def connected(
+    server: Server | FakeS3 | FakeGcs, threads: Threads, patch: pytest.MonkeyPatch
+) -> AsyncIterator[S3Objects | GcsObjects]:
     """A bucket of its own at a server."""
     for name, value in server.environ.items():
         patch.setenv(name, value)
-    bucket = "bucket" if isinstance(server, FakeS3) else server.bucket()
-
-    class Declared(S3Objects):
-        """Says what the server can do, for the suite to ask no more."""
-
-        @property
-        def capabilities(self) -> Capabilities:
-            return capabilities or super().capabilities
-
-    objects = Declared(bucket, {}, threads=threads, clock=SystemClock(), max_requests=8)
+    kind = GcsObjects if "STORAGE_EMULATOR_HOST" in server.environ else S3Objects
+    bucket = server.bucket() if isinstance(server, Server) else "bucket"
+    objects = kind(bucket, {}, threads=threads, clock=SystemClock(), max_requests=8)
     try:
         yield objects
     finally:
         await objects.aclose()
 
 
-@asynccontextmanager
-async def gcs(
-    url: str,
-    bucket: str,
+@pytest.fixture
+async def objects(
+    server: str,
+    request: pytest.FixtureRequest,
     threads: Threads,
-    patch: pytest.MonkeyPatch,
-    capabilities: Capabilities | None = None,
-) -> AsyncIterator[GcsObjects]:
-    patch.setenv("STORAGE_EMULATOR_HOST", url)
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[ObjectStore]:
+    """At the server of that name; says what that can do, for a suite to ask no more."""
+    fake = FAKES.get(server)
+    running = fake() if fake else nullcontext(request.getfixturevalue(server))
+    async with running as found, connected(found, threads, monkeypatch) as objects:
+        if server in CAPABILITIES:
+            monkeypatch.setattr(type(objects), "capabilities", CAPABILITIES[server])
+        store: ObjectStore = objects
+        if server == "rclone":  # drops the connection when a file that is being read is replaced
+            store = equip_objects(objects, clock=SystemClock(), backoff=Backoff(first_s=0.0))
+        yield store
 
-    class Declared(GcsObjects):
-        @property
-        def capabilities(self) -> Capabilities:
-            return capabilities or super().capabilities
 
-    objects = Declared(bucket, {}, threads=threads, clock=SystemClock(), max_requests=8)
-    try:
-        yield objects
-    finally:
-        await objects.aclose()
+class Objects(ObjectStoreContract):
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
 
 
 class Trees(TreeStoreContract):
@@ -100,8 +109,8 @@ class Trees(TreeStoreContract):
 
     @pytest.fixture
     async def store(self, objects: ObjectStore) -> TreeStore:
-        """Over what the class that is mixed in supplies as `objects`."""
         self.reached = objects
+        self.line_breaks = "\n" not in objects.capabilities.refused_characters
         return CommittedTrees(objects, clock=FakeClock())
 
     async def plant(self, store: TreeStore, tree: str, path: str, data: bytes | None) -> None:
@@ -117,106 +126,7 @@ class Trees(TreeStoreContract):
         return {key[len(prefix) :]: bytes((await self.reached.get(key)).data) for key in keys}
 
 
-# ---------------------------------------------------------------- fakes
-
-
-class OnFakeS3:
-    @pytest.fixture
-    async def objects(
-        self, threads: Threads, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[ObjectStore]:
-        async with FakeS3() as fake, s3(fake, threads, monkeypatch) as objects:
-            yield objects
-
-
-class OnFakeGcs:
-    @pytest.fixture
-    async def objects(
-        self, threads: Threads, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[ObjectStore]:
-        async with FakeGcs("bucket") as fake, gcs(fake.url, "bucket", threads, monkeypatch) as it:
-            yield it
-
-
-class TestFakeS3(OnFakeS3, ObjectStoreContract):
-    @pytest.fixture
-    def store(self, objects: ObjectStore) -> ObjectStore:
-        return objects
-
-
-class TestFakeGcs(OnFakeGcs, ObjectStoreContract):
-    @pytest.fixture
-    def store(self, objects: ObjectStore) -> ObjectStore:
-        return objects
-
-
-class TestTreesOnFakeS3(OnFakeS3, Trees): ...
-
-
-class TestTreesOnFakeGcs(OnFakeGcs, Trees):
-    line_breaks = False
-
-
-# ---------------------------------------------------------------- servers
-
-
-class OnMoto:
-    @pytest.fixture
-    async def objects(
-        self, moto: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[ObjectStore]:
-        async with s3(moto, threads, monkeypatch, OF_MOTO) as objects:
-            yield objects
-
-
-class OnMotoTls:
-    @pytest.fixture
-    async def objects(
-        self, moto_tls: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[ObjectStore]:
-        async with s3(moto_tls, threads, monkeypatch, OF_MOTO) as objects:
-            yield objects
-
-
-class OnRclone:
-    @pytest.fixture
-    async def objects(
-        self, rclone: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[ObjectStore]:
-        async with s3(rclone, threads, monkeypatch, NOTHING_HEEDED) as objects:
-            # It drops the connection when a file that is being read is replaced.
-            yield equip_objects(objects, clock=SystemClock(), backoff=Backoff(first_s=0.0))
-
-
-class OnRados:
-    @pytest.fixture
-    async def objects(
-        self, radosgw: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[ObjectStore]:
-        async with s3(radosgw, threads, monkeypatch, ON_PUT_ONLY) as objects:
-            yield objects
-
-
-class OnRadosTls:
-    @pytest.fixture
-    async def objects(
-        self, radosgw_tls: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[ObjectStore]:
-        async with s3(radosgw_tls, threads, monkeypatch, ON_PUT_ONLY) as objects:
-            yield objects
-
-
-class OnGcsEmulator:
-    @pytest.fixture
-    async def objects(
-        self, gcs_emulator: Server, threads: Threads, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[ObjectStore]:
-        url, bucket = gcs_emulator.url, gcs_emulator.bucket()
-        async with gcs(url, bucket, threads, monkeypatch, OF_EMULATOR) as objects:
-            yield objects
-
-
-class AnswersAnotherCode(ObjectStoreContract):
+class AnswersAnotherCode(Objects):
     """To the completion of an upload that is gone these say 500, and not that it is gone."""
 
     async def test_an_aborted_upload_is_gone_and_aborting_may_be_repeated(
@@ -232,21 +142,33 @@ class AnswersAnotherCode(ObjectStoreContract):
         assert [found async for found in store.scan_uploads("")] == []
 
 
-class TestMoto(OnMoto, AnswersAnotherCode):
-    @pytest.fixture
-    def store(self, objects: ObjectStore) -> ObjectStore:
-        return objects
+@on("fake_s3", "fake_gcs")
+class TestFakes(Objects): ...
+
+
+@on("moto")
+class TestMoto(AnswersAnotherCode): ...
 
 
 @pytest.mark.slow
-class TestMotoTls(OnMotoTls, AnswersAnotherCode):
-    @pytest.fixture
-    def store(self, objects: ObjectStore) -> ObjectStore:
-        return objects
+@on("moto_tls")
+class TestMotoTls(AnswersAnotherCode): ...
 
 
 @pytest.mark.slow
-class TestRclone(OnRclone, ObjectStoreContract):
+@pytest.mark.timeout(180)
+@on("radosgw", "radosgw_tls")
+class TestRados(AnswersAnotherCode): ...
+
+
+@pytest.mark.slow
+@on("gcs_emulator")
+class TestGcsEmulator(Objects): ...
+
+
+@pytest.mark.slow
+@on("rclone")
+class TestRclone(Objects):
     """Its objects are files, and a multipart object's tag is another one later."""
 
     async def test_delete_removes_one_key_and_may_be_repeated(self, store: ObjectStore) -> None:
@@ -281,46 +203,25 @@ class TestRclone(OnRclone, ObjectStoreContract):
         assert (await store.get("k")).data == head + b"tail"
         assert info.size_bytes == (await store.head("k")).size_bytes
 
-    @pytest.fixture
-    def store(self, objects: ObjectStore) -> ObjectStore:
-        return objects
+
+@on("fake_s3", "fake_gcs")
+class TestTreesOnFakes(Trees): ...
+
+
+@pytest.mark.slow
+@on("moto", "moto_tls", "gcs_emulator")
+class TestTreesOnServers(Trees): ...
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-class TestRados(OnRados, AnswersAnotherCode):
-    @pytest.fixture
-    def store(self, objects: ObjectStore) -> ObjectStore:
-        return objects
+@on("radosgw", "radosgw_tls")
+class TestTreesOnRados(Trees): ...
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
-class TestRadosTls(OnRadosTls, AnswersAnotherCode):
-    @pytest.fixture
-    def store(self, objects: ObjectStore) -> ObjectStore:
-        return objects
-
-
-@pytest.mark.slow
-class TestGcsEmulator(OnGcsEmulator, ObjectStoreContract):
-    @pytest.fixture
-    def store(self, objects: ObjectStore) -> ObjectStore:
-        return objects
-
-
-@pytest.mark.slow
-class TestTreesOnMoto(OnMoto, Trees):
-    line_breaks = False
-
-
-@pytest.mark.slow
-class TestTreesOnMotoTls(OnMotoTls, Trees):
-    line_breaks = False
-
-
-@pytest.mark.slow
-class TestTreesOnRclone(OnRclone, Trees):
+@on("rclone")
+class TestTreesOnRclone(Trees):
     @pytest.mark.parametrize("in_place", [False, True], ids=["whole", "in place"])
     async def test_files_and_directories_may_change_places(
         self, store: TreeStore, in_place: bool
@@ -330,21 +231,6 @@ class TestTreesOnRclone(OnRclone, Trees):
         with pytest.raises(TransientError):  # its objects are files: nothing begins below one
             await save(store, "tree", {"x/y": b"below"}, over=old, in_place=in_place)
         assert await store.read_manifest("tree") == old
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-class TestTreesOnRados(OnRados, Trees): ...
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-class TestTreesOnRadosTls(OnRadosTls, Trees): ...
-
-
-@pytest.mark.slow
-class TestTreesOnGcsEmulator(OnGcsEmulator, Trees):
-    line_breaks = False
 
 
 # ---------------------------------------------------------------- single-writer mode
@@ -362,7 +248,7 @@ async def test_a_store_that_ignores_conditions_is_found_out_and_announced_once(
 ) -> None:
     server: Server = request.getfixturevalue(name)
     heard: list[Event] = []
-    async with s3(server, threads, monkeypatch) as objects:
+    async with connected(server, threads, monkeypatch) as objects:
         trees = CommittedTrees(objects, clock=FakeClock(), where="s3://b", observe=heard.append)
         first = await save(trees, "tree", {"a": b"one"})
         await save(trees, "tree", {"a": b"two"}, over=first)

@@ -104,6 +104,11 @@ class FakeGcs:
     def objects(self) -> dict[str, Stored]:
         return next(iter(self.buckets.values()))
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """What a program needs to find the server, as an emulator."""
+        return {"STORAGE_EMULATOR_HOST": self.url}
+
     def put(self, name: str, data: bytes, *, bucket: str = "", **more: Any) -> Stored:
         """Store an object as somebody else would."""
         bucket = bucket or next(iter(self.buckets))

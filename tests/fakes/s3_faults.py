@@ -21,6 +21,7 @@ __all__ = [
     "answer",
     "call",
     "captive_page",
+    "changed",
     "conflict",
     "error_in_200",
     "expired_token",
@@ -249,7 +250,9 @@ def call(
     return Effect(instead=run) if when == "before" else Effect(change=run)
 
 
-def _changed(alter: Callable[[Reply], None]) -> Effect:
+def changed(alter: Callable[[Reply], None]) -> Effect:
+    """The answer, altered after the effect."""
+
     async def change(request: Request, reply: Reply) -> None:
         alter(reply)
 
@@ -267,7 +270,7 @@ def wrong_etag() -> Effect:
         if start and reply.headers.get("Content-Type") == "application/xml":
             reply.body = before + start + other.encode() + rest[rest.index(b"</ETag>") :]
 
-    return _changed(alter)
+    return changed(alter)
 
 
 def wrong_checksum() -> Effect:
@@ -275,7 +278,7 @@ def wrong_checksum() -> Effect:
         for name in _checksum_headers(reply):
             reply.headers[name] = "AAAAAA=="
 
-    return _changed(alter)
+    return changed(alter)
 
 
 def no_checksum() -> Effect:
@@ -283,7 +286,7 @@ def no_checksum() -> Effect:
         for name in _checksum_headers(reply):
             del reply.headers[name]
 
-    return _changed(alter)
+    return changed(alter)
 
 
 def _checksum_headers(reply: Reply) -> list[str]:
@@ -299,7 +302,7 @@ def flipped(position: int = 0) -> Effect:
         body[position] ^= 1
         reply.body = bytes(body)
 
-    return _changed(alter)
+    return changed(alter)
 
 
 def wrong_content_range() -> Effect:
@@ -311,7 +314,7 @@ def wrong_content_range() -> Effect:
             first, last = map(int, span.split("-"))
             reply.headers["Content-Range"] = f"bytes {first + 1}-{last + 1}/{size}"
 
-    return _changed(alter)
+    return changed(alter)
 
 
 def other_range(first: int, last: int) -> Effect:
@@ -329,7 +332,7 @@ def truncated_xml() -> Effect:
     def alter(reply: Reply) -> None:
         reply.body = reply.body[: len(reply.body) // 2]
 
-    return _changed(alter)
+    return changed(alter)
 
 
 def swapped() -> Effect:

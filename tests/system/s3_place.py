@@ -1,15 +1,26 @@
-"""A fake S3 server, a syncer for it on which no wait takes time, and what is left in the bucket."""
+"""A fake S3 server, a syncer for it on which no wait takes time, and what is left in the bucket.
+
+What the places of all clouds share is here too.
+"""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import anyio
 import pytest
@@ -26,8 +37,12 @@ from asyncsync.storage.s3 import connection
 from asyncsync.syncing import StorageSyncer
 from asyncsync.transfer import committed, engine, source
 
+from ..fakes.gcs import FakeGcs
+from ..fakes.gcs_wire import Stored as GcsObject
 from ..fakes.s3 import FakeS3
-from ..fakes.s3_faults import Effect, Fault
+from ..fakes.s3_bucket import Stored as S3Object
+from ..fakes.s3_faults import Effect, Fault, call
+from ..fakes.s3_wire import Request
 from .trees import Events, content, make
 
 __all__ = [
@@ -35,6 +50,7 @@ __all__ = [
     "LOCATION",
     "TREE",
     "Hurry",
+    "Place",
     "S3Place",
     "one_line",
     "raises",
@@ -83,39 +99,66 @@ class Hurry:
 
 
 @dataclass
-class S3Place:
-    """The server, a syncer for it, and a tree on disk to sync."""
+class Place:
+    """A server, a syncer for it, and a tree on disk to sync."""
 
-    fake: FakeS3
+    fake: FakeS3 | FakeGcs
+    objects: MutableMapping[str, S3Object] | MutableMapping[str, GcsObject]
     syncer: StorageSyncer
     clock: Hurry
     events: Events
     tmp_path: Path
+    location: ClassVar[str]
+    tree: ClassVar[Mapping[str, bytes]]
 
-    @property
-    def source(self) -> Path:
-        return self.tmp_path / "source"
-
-    async def make(self, files: Mapping[str, bytes | None] = TREE, name: str = "source") -> Path:
+    async def make(
+        self, files: Mapping[str, bytes | None] | None = None, name: str = "source"
+    ) -> Path:
+        files = self.tree if files is None else files
         return await to_thread.run_sync(make, self.tmp_path / name, files)
 
-    async def up(self, files: Mapping[str, bytes | None] = TREE) -> None:
+    async def up(self, files: Mapping[str, bytes | None] | None = None) -> None:
         """Commit the tree."""
-        await self.syncer.sync_up(await self.make(files), LOCATION)
+        await self.syncer.sync_up(await self.make(files), self.location)
 
-    async def down(self, name: str = "restored") -> dict[str, bytes | None]:
+    async def down(self) -> dict[str, bytes | None]:
         """Fetch the tree; what is on disk then."""
-        await self.syncer.sync_down(LOCATION, self.tmp_path / name)
-        return await to_thread.run_sync(content, self.tmp_path / name)
+        await self.syncer.sync_down(self.location, self.tmp_path / "restored")
+        return await to_thread.run_sync(content, self.tmp_path / "restored")
 
-    def held(self) -> dict[str, bytes]:
-        """All objects below the tree, its manifest and foreign ones too, by path."""
-        prefix = LOCATION.removeprefix("s3://bucket/") + "/"
-        objects = self.fake.objects["bucket"]
-        return {k.removeprefix(prefix): o.data for k, o in objects.items() if k.startswith(prefix)}
+    async def act(self, operation: str, location: str | None = None) -> None:
+        """One operation of the syncer: up, down, verify or delete."""
+        source, location = await self.make(), location or self.location
+        operations: dict[str, Callable[[], Awaitable[object]]] = {
+            "up": lambda: self.syncer.sync_up(source, location),
+            "down": lambda: self.syncer.sync_down(location, self.tmp_path / "restored"),
+            "verify": lambda: self.syncer.verify(location),
+            "delete": lambda: self.syncer.delete(location),
+        }
+        await operations[operation]()
 
     def key(self, path: str) -> str:
-        return f"{LOCATION.removeprefix('s3://bucket/')}/{path}"
+        return f"run/ckpt_7/{path}"
+
+    def held(self) -> dict[str, bytes]:
+        """All objects below the tree, by path: the manifest, foreign and temporary ones too."""
+        prefix, found = self.key(""), self.objects
+        return {k.removeprefix(prefix): o.data for k, o in found.items() if k.startswith(prefix)}
+
+    async def check(self, files: Mapping[str, bytes] | None = None) -> None:
+        """The tree is committed as it is, and nothing else is left: no record, no part."""
+        self.fake.faults.clear()
+        held = self.held()
+
+        assert held.pop(MANIFEST)
+        assert held == (self.tree if files is None else files)
+        assert (await self.syncer.verify(self.location)).ok
+
+
+class S3Place(Place):
+    fake: FakeS3
+    location = LOCATION
+    tree = TREE
 
     def count(self, operation: str, path: str | None = None) -> int:
         """How many of those requests there have been."""
@@ -128,16 +171,22 @@ class S3Place:
         """A fault of requests for one path of the tree; not added yet."""
         return Fault(effect, operation, self.key(path), at=at, times=times)
 
-    async def check(self, files: Mapping[str, bytes] = TREE) -> None:
-        """The tree is committed as it is, and nothing else is left: no record, no upload."""
-        held = self.held()
-        self.fake.faults.clear()
+    async def replaced(self, files: Mapping[str, bytes | None]) -> Effect:
+        """Somebody else puts these files in place of the tree before the request is heard."""
+        source = await self.make(files, "newer")
+
+        async def replace(_: Request) -> None:
+            async with StorageSyncer() as other:
+                await other.sync_up(source, self.location, replace=True)
+
+        return call(replace, "early")
+
+    async def check(self, files: Mapping[str, bytes] | None = None) -> None:
+        """No upload is left either."""
         self.fake.hook = None
 
-        assert {p: d for p, d in held.items() if p != MANIFEST} == files
-        assert MANIFEST in held
         assert not self.fake.uploads
-        assert (await self.syncer.verify(LOCATION)).ok
+        await super().check(files)
 
 
 @asynccontextmanager
@@ -149,13 +198,13 @@ async def s3_place(
             monkeypatch.setenv(name, value)
         clock, events = Hurry(), Events()
         async with StorageSyncer(clock=clock, observe=events, max_requests=max_requests) as syncer:
-            yield S3Place(fake, syncer, clock, events, tmp_path)
+            yield S3Place(fake, fake.objects["bucket"], syncer, clock, events, tmp_path)
 
 
-def use_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of more than 256 KiB travel in many chunks, as very large ones do."""
+def use_small_chunks(monkeypatch: pytest.MonkeyPatch, size_bytes: int = CHUNK) -> None:
+    """Files of more than that travel in many chunks, as very large ones do."""
     for module in (digest, place, writer, committed, engine, source):
-        monkeypatch.setattr(module, "CHUNK_BYTES", CHUNK)
+        monkeypatch.setattr(module, "CHUNK_BYTES", size_bytes)
 
 
 def use_short_stalls(monkeypatch: pytest.MonkeyPatch, stall_s: float) -> None:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import pytest
-from anyio import to_thread
 
 from asyncsync.errors import (
     AccessDeniedError,
-    ClashError,
     ConfigError,
     ConflictError,
     IntegrityError,
     RefusedError,
     TransientError,
 )
-from asyncsync.events import Kept, Reduced, Retrying
+from asyncsync.events import Retrying
 from asyncsync.names import ATTEMPT, MANIFEST
 from asyncsync.storage.gcs import connection
 from asyncsync.storage.http import Http
@@ -35,7 +31,6 @@ from ..fakes.gcs import FakeGcs, Fault, omit_items, repeat_items, wrong_crc32c, 
 from ..fakes.gcs_calls import Seen
 from .gcs_place import CHUNK, GRANULE, LOCATION, TREE, GcsPlace, gcs_place, use_small_chunks
 from .s3_place import Hurry, one_line, raises
-from .trees import content, make
 
 pytestmark = pytest.mark.one_loop
 
@@ -387,7 +382,7 @@ async def test_behind_a_captive_page_nothing_is_there(operation: str, place: Gcs
     place.fake.faults.append(Fault.captive())
 
     with raises(ConfigError) as caught:
-        await act(place, operation)
+        await place.act(operation)
 
     assert one_line(caught.value, "gs://bucket/run/ckpt_7", "STORAGE_EMULATOR_HOST", "login page")
     assert len(place.fake.requests) <= 3
@@ -417,34 +412,13 @@ async def test_a_server_that_cannot_be_reached_is_named_after_seven_tries(
     await place.fake.aclose()
 
     with raises(TransientError) as caught:
-        await act(place, operation)
+        await place.act(operation)
 
     assert one_line(caught.value, "gs://bucket/run/ckpt_7", "cannot connect")
     assert caught.value.attempts == 7
 
 
-async def act(place: GcsPlace, operation: str, location: str = LOCATION) -> None:
-    """One operation of the syncer."""
-    source = await place.make()
-    operations: dict[str, Callable[[], Awaitable[object]]] = {
-        "up": lambda: place.syncer.sync_up(source, location),
-        "down": lambda: place.syncer.sync_down(location, place.tmp_path / "restored"),
-        "verify": lambda: place.syncer.verify(location),
-        "delete": lambda: place.syncer.delete(location),
-    }
-    await operations[operation]()
-
-
 # -- what people get wrong
-
-
-@pytest.mark.parametrize("operation", ["up", "down", "verify", "delete"])
-async def test_a_bucket_that_is_not_there_is_named(operation: str, place: GcsPlace) -> None:
-    with raises(ConfigError) as caught:
-        await act(place, operation, "gs://no-such-bucket/run")
-
-    assert one_line(caught.value, "gs://no-such-bucket/run", "no such bucket; create it")
-    assert not place.events.of(Retrying)
 
 
 @pytest.mark.parametrize("path", ["d/b", "big", MANIFEST])
@@ -467,45 +441,6 @@ async def test_access_denied_on_one_object_names_it_on_the_way_up_and_down(
     assert not (place.tmp_path / "restored").exists()
 
 
-@pytest.mark.parametrize("location", ["gs://", "gs:///x", "gs://bucket/../x"])
-async def test_a_location_that_makes_no_sense_is_refused(location: str, place: GcsPlace) -> None:
-    with raises(ConfigError) as caught:
-        await place.syncer.verify(location)
-
-    assert one_line(caught.value, "gs://")
-    assert place.fake.requests == []
-
-
-@pytest.mark.parametrize("location", ["gs://bucket", "gs://bucket/x/", "gs://bucket//x//y/"])
-async def test_a_bucket_alone_and_slashes_at_the_end_are_fine(
-    location: str, place: GcsPlace
-) -> None:
-    prefix = "/".join(part for part in location.split("/")[3:] if part)
-    await place.syncer.sync_up(await place.make(), location)
-
-    assert {key.removeprefix(prefix).lstrip("/") for key in place.fake.objects} == {
-        *TREE,
-        MANIFEST,
-    }
-    await place.syncer.sync_down(location, place.tmp_path / "restored")
-    assert await to_thread.run_sync(content, place.tmp_path / "restored") == TREE
-    await place.syncer.delete(location)
-    assert place.fake.objects == {}
-
-
-@pytest.mark.parametrize(
-    "name", ["a b", "a+b", "a%2Fb", "\u65e5", "a&b=c", "a?b", "a#b", "*", "[x]"]
-)
-async def test_odd_names_arrive_as_they_are(name: str, place: GcsPlace) -> None:
-    files = {name: b"1", f"d {name}/{name}": b"2", f"big {name}": TREE["big"]}
-    await place.up(files)
-
-    assert place.held().keys() == {*files, MANIFEST}
-    assert await place.down() == files
-    await place.syncer.delete(LOCATION)
-    assert place.held() == {}
-
-
 async def test_a_key_too_long_for_its_parts_is_refused_before_anything_moves(
     place: GcsPlace,
 ) -> None:
@@ -521,32 +456,6 @@ async def test_a_key_too_long_for_its_parts_is_refused_before_anything_moves(
 
 
 # -- what others do
-
-
-async def test_what_others_wrote_below_is_kept_and_named(place: GcsPlace) -> None:
-    theirs = {"theirs": b"1", "x.asyncsync-parts-no/00001": b"2"}
-    for path, data in theirs.items():
-        place.fake.put(place.key(path), data)
-    await place.up()
-    await place.syncer.sync_up(await place.make(NEW, "newer"), LOCATION, replace=True)
-
-    deleted = await place.syncer.delete(LOCATION)
-
-    assert set(deleted.kept) == set(theirs)
-    assert {event.path for event in place.events.of(Kept)} == set(theirs)
-    assert place.held() == theirs
-
-
-async def test_what_others_wrote_under_a_name_of_ours_is_refused_and_kept(
-    place: GcsPlace,
-) -> None:
-    place.fake.put(place.key("a"), b"theirs")
-
-    with raises(ClashError) as caught:
-        await place.up()
-
-    assert one_line(caught.value, "run/ckpt_7", ": a;", "move it away")
-    assert place.held() == {"a": b"theirs"}
 
 
 async def test_nothing_is_deleted_by_a_listing_that_repeats_itself(place: GcsPlace) -> None:
@@ -585,23 +494,6 @@ async def test_reading_asks_for_no_listing(place: GcsPlace) -> None:
 # -- conditions and two writers
 
 
-async def test_a_server_that_ignores_conditions_is_announced_once_and_works_for_one_writer(
-    place: GcsPlace,
-) -> None:
-    place.fake.ignores_conditions = True
-
-    await place.up()
-    await place.syncer.sync_up(await place.make(NEW, "newer"), LOCATION, replace=True)
-
-    reduced = place.events.of(Reduced)
-    assert len(reduced) == 1
-    assert reduced[0].where == "gs://bucket"
-    assert "let only one write at a time" in reduced[0].reason
-    await place.check(NEW)
-    await place.syncer.delete(LOCATION)
-    assert place.held() == {}
-
-
 class Patient(Hurry):
     """A clock on which every wait ends when `over` is set: whoever else writes is done."""
 
@@ -619,12 +511,12 @@ async def test_of_two_writers_one_commits_and_the_other_is_told_which(
     ahead: int, place: GcsPlace
 ) -> None:
     receipts, conflicts = list[Receipt](), list[ConflictError]()
-    over = anyio.Event()
+    one, two = await place.make(TREE, "one"), await place.make(NEW, "two")
+    begun, over = anyio.Event(), anyio.Event()
+    place.fake.faults.append(Fault(at=1 + 2 * ahead, before=lambda _: begun.set()))
 
-    async def write(source: Path, behind: int) -> None:
+    async def write(source: Path) -> None:
         async with StorageSyncer(clock=Patient(over)) as syncer:
-            while len(place.fake.requests) < behind:
-                await anyio.lowlevel.checkpoint()
             try:
                 receipts.append(await syncer.sync_up(source, LOCATION))
             except ConflictError as exc:
@@ -632,8 +524,9 @@ async def test_of_two_writers_one_commits_and_the_other_is_told_which(
             over.set()
 
     async with anyio.create_task_group() as group:
-        group.start_soon(write, await place.make(TREE, "one"), 0)
-        group.start_soon(write, await place.make(NEW, "two"), 2 * ahead)
+        group.start_soon(write, one)
+        await begun.wait()
+        group.start_soon(write, two)
 
     assert len(receipts) == len(conflicts) == 1
     assert conflicts[0].winner == receipts[0].identity
@@ -643,123 +536,106 @@ async def test_of_two_writers_one_commits_and_the_other_is_told_which(
 # -- tokens (fault 147)
 
 
-@asynccontextmanager
-async def with_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[FakeGcs, StorageSyncer, Path]]:
-    """A server that wants tokens and gives them to those who have its credentials.
+@pytest.fixture
+def guarded(place: GcsPlace, monkeypatch: pytest.MonkeyPatch) -> GcsPlace:
+    """The server wants tokens, and gives them to those who have its credentials.
 
     A location cannot name another server than Google's that wants credentials; here every one does.
     """
-    async with FakeGcs() as fake:
-        fake.tokens = set()
-        file, source = tmp_path / "credentials.json", tmp_path / "source"
-        file.write_text(json.dumps(fake.credentials()))
-        await to_thread.run_sync(make, source, TREE)
-        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
-        monkeypatch.setattr(connection, "_ROOT", fake.url)
-        async with StorageSyncer(clock=Hurry()) as syncer:
-            yield fake, syncer, source
+    place.fake.tokens = set()
+    file = place.tmp_path / "credentials.json"
+    file.write_text(json.dumps(place.fake.credentials()))
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    monkeypatch.setattr(connection, "_ROOT", place.fake.url)
+    return place
 
 
-async def test_one_token_is_fetched_for_all_requests(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with with_tokens(tmp_path, monkeypatch) as (fake, syncer, source):
-        await syncer.sync_up(source, LOCATION)
+async def test_one_token_is_fetched_for_all_requests(guarded: GcsPlace) -> None:
+    await guarded.up()
 
-        assert len(fake.issued) == 1
-        assert (await syncer.verify(LOCATION)).ok
+    assert len(guarded.fake.issued) == 1
+    assert (await guarded.syncer.verify(LOCATION)).ok
 
 
 @pytest.mark.parametrize("operation", ["media", "start", "compose", "delete", "list"])
 async def test_a_token_that_is_refused_in_the_middle_is_renewed_once(
-    operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    operation: str, guarded: GcsPlace
 ) -> None:
-    async with with_tokens(tmp_path, monkeypatch) as (fake, syncer, source):
-        fake.faults.append(Fault(operation, status=401))
+    guarded.fake.faults.append(Fault(operation, status=401))
 
-        await syncer.sync_up(source, LOCATION)
+    await guarded.up()
 
-        assert len(fake.issued) == 2
+    assert len(guarded.fake.issued) == 2
 
 
 async def test_tokens_that_have_expired_when_they_come_are_an_error_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guarded: GcsPlace,
 ) -> None:
-    async with with_tokens(tmp_path, monkeypatch) as (fake, syncer, source):
-        fake.issue_expired = True
+    guarded.fake.issue_expired = True
 
-        with raises(AccessDeniedError) as caught:
-            await syncer.sync_up(source, LOCATION)
+    with raises(AccessDeniedError) as caught:
+        await guarded.up()
 
-        assert one_line(caught.value, "gs://bucket/run/ckpt_7", "expired", "gcloud auth")
-        assert len(fake.requests) <= 8
-        fake.issue_expired = False
-        await syncer.sync_up(source, LOCATION)
-        assert (await syncer.verify(LOCATION)).ok
+    assert one_line(caught.value, "gs://bucket/run/ckpt_7", "expired", "gcloud auth")
+    assert len(guarded.fake.requests) <= 8
+    guarded.fake.issue_expired = False
+    await guarded.up()
+    assert (await guarded.syncer.verify(LOCATION)).ok
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
 async def test_credentials_that_are_refused_are_an_error_at_once(
-    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    status: int, guarded: GcsPlace
 ) -> None:
-    async with with_tokens(tmp_path, monkeypatch) as (fake, syncer, source):
-        fake.faults.append(Fault("token", status=status, times=None))
+    guarded.fake.faults.append(Fault("token", status=status, times=None))
 
-        with raises(AccessDeniedError) as caught:
-            await syncer.sync_up(source, LOCATION)
+    with raises(AccessDeniedError) as caught:
+        await guarded.up()
 
-        assert one_line(caught.value, "credentials", str(status), "GOOGLE_APPLICATION_CREDENTIALS")
-        assert fake.count("token") == len(fake.requests) == 1
-        fake.faults.clear()
-        await syncer.sync_up(source, LOCATION)
-        assert (await syncer.verify(LOCATION)).ok
+    assert one_line(caught.value, "credentials", str(status), "GOOGLE_APPLICATION_CREDENTIALS")
+    assert guarded.fake.count("token") == len(guarded.fake.requests) == 1
+    guarded.fake.faults.clear()
+    await guarded.up()
+    assert (await guarded.syncer.verify(LOCATION)).ok
 
 
-async def test_a_token_server_that_is_down_is_asked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with with_tokens(tmp_path, monkeypatch) as (fake, syncer, source):
-        down = [("token", 503), ("read", 401)]
-        fake.faults.append(Fault("token", status=503, times=3))
-        await syncer.sync_up(source, LOCATION)
-        assert fake.count("token") == 4
+async def test_a_token_server_that_is_down_is_asked_again(guarded: GcsPlace) -> None:
+    down = [("token", 503), ("read", 401)]
+    guarded.fake.faults.append(Fault("token", status=503, times=3))
+    await guarded.up()
+    assert guarded.fake.count("token") == 4
 
-        fake.faults += [Fault(kind, status=status, times=None) for kind, status in down]
-        with raises(TransientError) as caught:
-            await syncer.verify(LOCATION)
+    guarded.fake.faults += [Fault(kind, status=status, times=None) for kind, status in down]
+    with raises(TransientError) as caught:
+        await guarded.syncer.verify(LOCATION)
 
-        assert one_line(caught.value, "no token for Google Cloud Storage yet (503)")
+    assert one_line(caught.value, "no token for Google Cloud Storage yet (503)")
 
 
 async def test_tokens_that_end_in_the_middle_of_a_sync_are_renewed_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guarded: GcsPlace,
 ) -> None:
-    async with with_tokens(tmp_path, monkeypatch) as (fake, syncer, source):
-        fake.token_expires_in_s = 1
-        fake.faults += [
-            Fault("media", status=503, headers={"Retry-After": "60"}, at=at) for at in (2, 4)
-        ]
+    guarded.fake.token_expires_in_s = 1
+    guarded.fake.faults += [
+        Fault("media", status=503, headers={"Retry-After": "60"}, at=at) for at in (2, 4)
+    ]
 
-        await syncer.sync_up(source, LOCATION)
+    await guarded.up()
 
-        assert len(fake.issued) == 3
-        assert all(seen.status != 401 for seen in fake.requests)
+    assert len(guarded.fake.issued) == 3
+    assert all(seen.status != 401 for seen in guarded.fake.requests)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "{'a'", "[1]", '{"type": "odd"}'])
-async def test_a_file_that_holds_no_credentials_is_named(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with with_tokens(tmp_path, monkeypatch) as (fake, syncer, source):
-        (tmp_path / "credentials.json").write_text(text)
+async def test_a_file_that_holds_no_credentials_is_named(text: str, guarded: GcsPlace) -> None:
+    (guarded.tmp_path / "credentials.json").write_text(text)
 
-        with raises(AccessDeniedError) as caught:
-            await syncer.sync_up(source, LOCATION)
+    with raises(AccessDeniedError) as caught:
+        await guarded.up()
 
-        assert one_line(caught.value, "credentials", "GOOGLE_APPLICATION_CREDENTIALS")
-        assert fake.requests == []
+    assert one_line(caught.value, "credentials", "GOOGLE_APPLICATION_CREDENTIALS")
+    assert guarded.fake.requests == []
 
 
 # -- cancellation

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
-from anyio import to_thread
 
 from asyncsync.errors import (
     AccessDeniedError,
     AsyncSyncError,
-    ClashError,
     ConfigError,
     IntegrityError,
     NotCommittedError,
@@ -22,7 +20,7 @@ from asyncsync.errors import (
     RefusedError,
     TransientError,
 )
-from asyncsync.events import Kept, Reduced, Retrying
+from asyncsync.events import Retrying
 from asyncsync.names import MANIFEST
 from asyncsync.syncing import StorageSyncer
 
@@ -30,7 +28,6 @@ from ..fakes.s3 import ACCESS_KEY, SECRET_KEY, Credentials
 from ..fakes.s3_faults import access_denied, call, captive_page
 from ..fakes.s3_wire import Request
 from .s3_place import LOCATION, TREE, S3Place, one_line, raises, s3_place
-from .trees import content
 
 pytestmark = pytest.mark.one_loop
 
@@ -44,24 +41,6 @@ async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 # -- where
-
-
-@pytest.mark.parametrize("operation", ["up", "down", "delete", "verify"])
-async def test_a_bucket_that_is_not_there_is_named(operation: str, place: S3Place) -> None:
-    source, location = await place.make(), "s3://no-such-bucket/run"
-    acts: dict[str, Callable[[], Awaitable[object]]] = {
-        "up": lambda: place.syncer.sync_up(source, location),
-        "down": lambda: place.syncer.sync_down(location, place.tmp_path / "restored"),
-        "delete": lambda: place.syncer.delete(location),
-        "verify": lambda: place.syncer.verify(location),
-    }
-
-    with raises(ConfigError) as caught:
-        await acts[operation]()
-
-    assert one_line(caught.value, "s3://no-such-bucket/", "NoSuchBucket", "create the bucket")
-    assert not place.events.of(Retrying)
-    assert not (place.tmp_path / "restored").exists()
 
 
 async def test_a_wrong_region_is_answered_with_the_right_one(place: S3Place) -> None:
@@ -261,36 +240,6 @@ async def test_access_denied_on_one_key_names_it_on_the_way_up_and_down(
 # -- names
 
 
-@pytest.mark.parametrize(
-    "location", ["s3://bucket", "s3://bucket/", "s3://bucket/x/", "s3://bucket//x//y/"]
-)
-async def test_a_bucket_alone_and_slashes_at_the_end_are_fine(
-    location: str, place: S3Place
-) -> None:
-    prefix = "/".join(part for part in location.split("/")[3:] if part)
-    await place.syncer.sync_up(await place.make(), location)
-
-    assert {key.removeprefix(prefix).lstrip("/") for key in place.fake.objects["bucket"]} == {
-        *TREE,
-        MANIFEST,
-    }
-    await place.syncer.sync_down(location, place.tmp_path / "restored")
-    assert await to_thread.run_sync(content, place.tmp_path / "restored") == TREE
-    assert (await place.syncer.verify(location)).ok
-    await place.syncer.delete(location)
-    assert place.fake.objects["bucket"] == {}
-
-
-@pytest.mark.parametrize("location", ["s3://", "s3:///x", "s3://bucket/../x", "s3://key:id@bucket"])
-async def test_a_location_that_makes_no_sense_is_refused(location: str, place: S3Place) -> None:
-    with raises(ConfigError) as caught:
-        await place.syncer.verify(location)
-
-    assert one_line(caught.value, "s3://")
-    assert "key:id" not in str(caught.value)
-    assert place.fake.requests == []
-
-
 @pytest.mark.parametrize("bucket", ["UPPER", "a_b", "x", "with space", "a..b", "bücket"])
 async def test_a_name_that_no_bucket_can_have_is_refused(bucket: str, place: S3Place) -> None:
     with raises(ConfigError) as caught:
@@ -335,56 +284,7 @@ async def test_a_name_that_is_not_utf8_is_refused_before_anything_moves(place: S
     assert place.held() == {}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a b",
-        "a+b",
-        "a%2Fb",
-        "ü",
-        "\u65e5\u672c",
-        "a&b=c",
-        "a?b",
-        "a#b",
-        "~-._",
-        "\t",
-        "a'\"<>",
-        "*",
-    ],
-)
-async def test_odd_names_arrive_as_they_are(name: str, place: S3Place) -> None:
-    files = {name: b"1", f"d {name}/{name}": b"2"}
-    await place.up(files)
-
-    assert place.held().keys() == {*files, MANIFEST}
-    assert await place.down() == files
-    await place.syncer.delete(LOCATION)
-    assert place.held() == {}
-
-
 # -- what others do
-
-
-async def test_what_others_wrote_below_is_kept_and_named(place: S3Place) -> None:
-    place.fake.put(place.key("theirs"), b"theirs")
-    await place.up()
-    await place.syncer.sync_up(await place.make(NEW, "newer"), LOCATION, replace=True)
-
-    deleted = await place.syncer.delete(LOCATION)
-
-    assert deleted.kept == ("theirs",)
-    assert [event.path for event in place.events.of(Kept)] == ["theirs"]
-    assert place.held() == {"theirs": b"theirs"}
-
-
-async def test_what_others_wrote_under_a_name_of_ours_is_refused_and_kept(place: S3Place) -> None:
-    place.fake.put(place.key("a"), b"theirs")
-
-    with raises(ClashError) as caught:
-        await place.up()
-
-    assert one_line(caught.value, "run/ckpt_7", ": a;", "move it away")
-    assert place.held() == {"a": b"theirs"}
 
 
 async def test_a_folder_object_of_a_console_is_no_file(place: S3Place) -> None:
@@ -434,13 +334,7 @@ async def test_a_manifest_that_is_replaced_while_its_tree_is_read_has_it_read_ag
     place: S3Place,
 ) -> None:
     await place.up()
-    newer = await place.make(NEW, "newer")
-
-    async def replace(request: Request) -> None:
-        async with StorageSyncer() as other:
-            await other.sync_up(newer, LOCATION, replace=True)
-
-    place.fake.faults.append(place.fault(call(replace, "early"), "GetObject", "big"))
+    place.fake.faults.append(place.fault(await place.replaced(NEW), "GetObject", "big"))
 
     assert await place.down() == NEW
 
@@ -452,13 +346,7 @@ async def test_a_manifest_that_is_replaced_between_its_own_ranges_is_read_again(
 
     monkeypatch.setattr(committed_place, "_RANGE_BYTES", 100)
     await place.up()
-    newer = await place.make(NEW, "newer")
-
-    async def replace(request: Request) -> None:
-        async with StorageSyncer() as other:
-            await other.sync_up(newer, LOCATION, replace=True)
-
-    place.fake.faults.append(place.fault(call(replace, "early"), "GetObject", MANIFEST, at=2))
+    place.fake.faults.append(place.fault(await place.replaced(NEW), "GetObject", MANIFEST, at=2))
 
     assert await place.down() == NEW
 
@@ -479,23 +367,6 @@ async def test_a_manifest_that_is_none_is_damage_and_never_deleted(
 
 
 # -- a store that can less
-
-
-async def test_a_store_that_ignores_conditions_is_announced_once_and_works_for_one_writer(
-    place: S3Place,
-) -> None:
-    place.fake.heeds_conditions = False
-
-    await place.up()
-    await place.syncer.sync_up(await place.make(NEW, "newer"), LOCATION, replace=True)
-
-    reduced = place.events.of(Reduced)
-    assert len(reduced) == 1
-    assert reduced[0].where == "s3://bucket"
-    assert "let only one write at a time" in reduced[0].reason
-    await place.check(NEW)
-    await place.syncer.delete(LOCATION)
-    assert place.held() == {}
 
 
 async def test_a_store_without_checksums_is_used_with_those_it_has(place: S3Place) -> None:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Literal
 
-import anyio
 import pytest
 
 from asyncsync.errors import (
@@ -23,7 +22,7 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Retrying
 from asyncsync.names import ATTEMPT, MANIFEST
-from asyncsync.syncing import StorageSyncer
+from asyncsync.testing import settle
 
 from ..fakes.s3 import Credentials, FakeS3
 from ..fakes.s3_faults import (
@@ -32,6 +31,7 @@ from ..fakes.s3_faults import (
     answer,
     call,
     captive_page,
+    changed,
     conflict,
     error_in_200,
     expired_token,
@@ -86,15 +86,6 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[S3Place]:
     async with s3_place(tmp_path, monkeypatch) as place:
         yield place
-
-
-def changed(alter: Callable[[Reply], None]) -> Effect:
-    """The answer, altered after the effect."""
-
-    async def change(request: Request, reply: Reply) -> None:
-        alter(reply)
-
-    return Effect(change=change)
 
 
 def resent(alter: Callable[[bytes], bytes]) -> Effect:
@@ -353,32 +344,21 @@ async def test_answers_to_two_reads_that_are_swapped_are_never_taken_for_each_ot
 ) -> None:
     files = {"a": b"one", "b": b"two", "c": b"33333"}
     await place.up(files)
-    place.fake.hook = _once_for("GetObject", {place.key("a"), place.key("b")}, swapped())
+    effect = swapped()
+    place.fake.faults += [place.fault(effect, "GetObject", path) for path in ("a", "b")]
 
     assert await place.down() == files  # each file was read once more
 
 
 async def test_answers_to_two_writes_that_are_swapped_are_told_apart(place: S3Place) -> None:
     files = {"a": b"one", "b": b"two"}
-    place.fake.hook = _once_for("PutObject", {place.key("a"), place.key("b")}, swapped())
+    effect = swapped()
+    place.fake.faults += [place.fault(effect, "PutObject", path) for path in files]
 
     await place.up(files)
 
     assert len(place.events.of(Retrying)) == 2
     await place.check(files)
-
-
-def _once_for(operation: str, keys: set[str], effect: Effect) -> Callable[[Request], Effect | None]:
-    """The effect for the first such request of each key."""
-    left = set(keys)
-
-    def hook(request: Request) -> Effect | None:
-        if request.operation != operation or request.key not in left:
-            return None
-        left.remove(request.key)
-        return effect
-
-    return hook
 
 
 # -- what stands between us and the server
@@ -496,7 +476,7 @@ async def test_a_server_that_asks_to_slow_down_gets_fewer_requests_at_once(
             first = len(peaks) <= 16
             if len(peaks) == 16:
                 full.set()
-            await (full.wait() if first else asyncio.sleep(0.02))
+            await (full.wait() if first else settle(200))
             now -= 1
             return slow_down(1) if first else None
 
@@ -858,16 +838,10 @@ async def test_a_listing_that_omits_files_keeps_none_of_them_from_being_deleted(
 
 
 async def test_a_tree_that_is_replaced_between_two_ranges_is_read_again(
-    place: S3Place, tmp_path: Path
+    place: S3Place,
 ) -> None:
     await place.up()
-    source = await place.make(NEW, "newer")
-
-    async def replace(request: Request) -> None:
-        async with StorageSyncer() as other:
-            await other.sync_up(source, LOCATION, replace=True)
-
-    place.fake.faults.append(place.fault(call(replace, "early"), "GetObject", "big", at=3))
+    place.fake.faults.append(place.fault(await place.replaced(NEW), "GetObject", "big", at=3))
 
     assert await place.down() == NEW
 

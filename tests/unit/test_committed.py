@@ -973,3 +973,38 @@ async def test_a_delete_shows_life_for_as_long_as_it_takes() -> None:
 
     with pytest.raises(NotFoundError):
         await other.read_manifest("tree")
+
+
+async def test_who_was_overtaken_takes_its_later_uploads_along() -> None:
+    memory, clock = MemoryObjects(), FakeClock()
+    big, half = NewFile("big", 2 * CHUNK_BYTES), Block(bytes(CHUNK_BYTES))
+    async with AsyncExitStack() as stack:
+        writer = await stack.enter_async_context(
+            CommittedTrees(memory, clock=clock).begin("tree", intent(writer="me"))
+        )
+        await writer.write(big, 0, half)
+        await save(trees(memory), "tree", NEW, writer="me")
+        await writer.write(big, CHUNK_BYTES, half)
+
+    assert [upload async for upload in memory.scan_uploads("")] == []
+
+
+async def test_a_delete_takes_along_uploads_that_nobody_owns() -> None:
+    memory = MemoryObjects()
+    await save(trees(memory), "tree", OLD)
+    await memory.create_upload("tree/a")
+    theirs = await memory.create_upload("tree/theirs")
+
+    await trees(memory).delete("tree")
+
+    assert [upload async for upload in memory.scan_uploads("")] == [theirs]
+
+
+async def test_a_delete_takes_along_what_a_probe_left_that_was_killed() -> None:
+    memory = MemoryObjects()
+    await save(trees(memory), "tree", OLD)
+    await memory.put(f"tree/.asyncsync-tmp-{'0' * 32}/{ATTEMPT}", b"{}")
+
+    await trees(memory).delete("tree")
+
+    assert await keys(memory) == []

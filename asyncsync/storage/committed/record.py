@@ -22,8 +22,10 @@ from ...errors import (
     PreconditionError,
     TransientError,
 )
+from ...manifest import MAX_MANIFEST_BYTES
 from ...names import ATTEMPT
-from ..objects import Data
+from ...units import MIB
+from ..objects import Data, ObjectInfo
 from .place import Place
 
 __all__ = ["TTL_S", "Lease", "Record", "Sightings", "let_go", "read_record"]
@@ -32,6 +34,8 @@ TTL_S = 60.0
 """A record that we saw unchanged for so long, on our own monotonic clock, is abandoned."""
 
 _VERSION = 1
+_RANGE_BYTES = 16 * MIB  # of a record, read at once
+_READS = 5
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, rename={"version": "asyncsync_attempt"}):
@@ -61,6 +65,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, rename={"version": "asyn
 class _Held(NamedTuple):
     record: Record
     tag: str
+    modified_at: float = 0.0
 
 
 _encode = msgspec.json.encode
@@ -72,12 +77,31 @@ async def read_record(place: Place) -> _Held | None:
 
     Raises:
         FormatError: a release that is not this one wrote it, or it is damaged.
+        BusyError: somebody rewrites it faster than it can be read.
     """
-    try:
-        info, data = await place.objects.get(place.key(ATTEMPT))
-    except NotFoundError:
-        return None
-    return _Held(_read(data, place), info.tag)
+    for _ in range(_READS):
+        try:
+            info, data = await place.objects.get(place.key(ATTEMPT), 0, _RANGE_BYTES)
+            data = b"".join((data, *await _rest(place, info)))
+        except NotFoundError:
+            return None
+        except PreconditionError:  # rewritten between two ranges
+            continue
+        return _Held(_read(data, place), info.tag, info.modified_at)
+    raise BusyError(
+        f"{place.where}: its {ATTEMPT} changes faster than it can be read; try again",
+        side="target",
+    )
+
+
+async def _rest(place: Place, info: ObjectInfo) -> list[Data]:
+    """The record behind its first range; no store gives a large object at once."""
+    if info.size_bytes > MAX_MANIFEST_BYTES:  # it lists the same paths and says less of each
+        raise _unreadable(place)
+    return [
+        (await place.objects.get(info.key, start, start + _RANGE_BYTES, tag=info.tag)).data
+        for start in range(_RANGE_BYTES, info.size_bytes, _RANGE_BYTES)
+    ]
 
 
 def _read(data: Data, place: Place) -> Record:
@@ -130,7 +154,7 @@ class Lease:
 
     def __init__(self, place: Place, clock: Clock, held: _Held, inherited: Record | None) -> None:
         self._place, self._clock = place, clock
-        self.record, self._tag = held
+        self.record, self._tag, _ = held
         self.inherited = inherited
         self._turn = anyio.Lock()
         self._dropped = False
@@ -148,14 +172,15 @@ class Lease:
             return cls(place, clock, _Held(wanted, tag), None)
         _check_free(place, there, wanted, seen)
         seen.forget(place.name)
+        left = _change(there.record, paths=await _still_theirs(place, there))
         merged = _change(
             wanted,
-            paths=wanted.paths | there.record.paths,
+            paths=wanted.paths | left.paths,
             overwritten=wanted.overwritten | there.record.overwritten,
             beat=there.record.beat + 1,
         )
         tag = await _write(place, merged, there.tag)
-        return cls(place, clock, _Held(merged, tag), there.record)
+        return cls(place, clock, _Held(merged, tag), left)
 
     async def update(
         self,
@@ -259,6 +284,19 @@ class Lease:
                 if there.record.attempt != self.record.attempt:
                     raise _taken_over(self._place) from None
                 await _delete(self._place, there.tag)
+
+
+async def _still_theirs(place: Place, there: _Held) -> frozenset[str]:
+    """The paths of a record that was left behind, but for those at which something came later.
+
+    An attempt shows life as long as it writes: what the store dates past the last sign of it is
+    somebody else's. Both dates are the store's; where it has none, all count as theirs.
+    """
+    if not there.modified_at or not there.record.paths:
+        return there.record.paths
+    last = there.modified_at + TTL_S
+    later = {path async for path, info in place.scan() if info.modified_at > last}
+    return there.record.paths - later
 
 
 def _check_free(place: Place, there: _Held, wanted: Record, seen: Sightings) -> None:

@@ -19,7 +19,15 @@ from ...errors import (
 )
 from ...events import Observer, Reduced, ignore
 from ...manifest import Header, Manifest
-from ...names import ATTEMPT, MANIFEST, ROOT_MARKER, holder_name, is_commit_file, new_attempt
+from ...names import (
+    ATTEMPT,
+    MANIFEST,
+    ROOT_MARKER,
+    holder_name,
+    is_commit_file,
+    is_ours,
+    new_attempt,
+)
 from ..objects import ObjectStore
 from ..trees import (
     Deleted,
@@ -43,6 +51,8 @@ _SINGLE_WRITER = (
     "conditional writes do not work: two writers of one tree are not kept apart, let only one "
     "write at a time"
 )
+
+_NO_NAMES = frozenset({"", ".", ".."})  # keys may hold them, but no location leads there
 
 
 class CommittedTrees:
@@ -94,7 +104,8 @@ class CommittedTrees:
         async with aclosing(place.scan()) as found:
             async for path, info in found:
                 empty = False
-                if path.rpartition("/")[2] == MANIFEST:
+                components = path.split("/")
+                if components[-1] == MANIFEST and not _NO_NAMES.intersection(components):
                     yield Sighting(info.key.removesuffix(MANIFEST).rstrip("/"), info.tag)
         if empty and tree:  # the root is there even when nothing is in it
             raise NotFoundError(f"nothing at {place.where}; check the spelling")
@@ -107,7 +118,7 @@ class CommittedTrees:
                 names.add(info.key[len(place.prefix) : -1])
             elif info.key == place.manifest_key:
                 tag = info.tag
-        return Glance(tag, frozenset(filter(of_tree, names)))
+        return Glance(tag, frozenset(filter(of_tree, names - _NO_NAMES)))
 
     async def list_files(self, tree: str) -> list[NewFile]:
         place = self._place(tree)
@@ -303,7 +314,10 @@ def _check_expected(place: Place, lease: Lease, old: Found | None, expect: str |
 
 
 async def _visible(place: Place) -> AsyncGenerator[NewFile, None]:
-    """Every file that is there, but for those of an attempt that is not committed."""
+    """Every file that is there, but for those of an attempt that is not committed.
+
+    An empty object whose name ends in a slash is no file: consoles make such ones for folders.
+    """
     held = await read_record(place)
     hidden = held.record.paths if held is not None else frozenset()
     if hidden:
@@ -311,7 +325,8 @@ async def _visible(place: Place) -> AsyncGenerator[NewFile, None]:
         hidden -= found.manifest.files.keys() if found is not None else frozenset()
     async with aclosing(place.scan()) as objects:
         async for path, info in objects:
-            if of_tree(path) and path not in hidden:
+            marker = info.key.endswith("/") and not info.size_bytes
+            if of_tree(path) and path not in hidden and not marker:
                 mtime_ns = int(info.modified_at * 1e9)
                 yield NewFile(path, info.size_bytes, mtime_ns=mtime_ns)
 
@@ -346,6 +361,7 @@ async def _delete(place: Place, lease: Lease, expect: str | None, *, uncommitted
     if old is not None:
         await _delete_manifest(place, old)
     await _remove(place, paths)
+    await place.abort_uploads(paths.__contains__)
     return await _finished(place, lease, swept | paths)
 
 
@@ -390,22 +406,31 @@ async def _remove(place: Place, paths: Iterable[str]) -> None:
 
 
 async def _finished(place: Place, lease: Lease, removed: frozenset[str]) -> Deleted:
-    kept = [path async for path, _ in place.scan() if of_tree(path)]
+    # A console's marker of the tree's own folder has no path: its key says what is meant.
+    kept = [path or place.prefix async for path, _ in place.scan() if of_tree(path)]
     await lease.drop()
     return Deleted(sum(map(of_tree, removed)), tuple(kept))
 
 
 async def _listed(place: Place, manifest: Manifest) -> frozenset[str]:
-    """What a commit consists of, with the commits inside it. IntegrityError if one is damaged."""
-    paths = set(manifest.files)
-    inside = [p async for p, _ in place.scan() if "/" in p and p.rpartition("/")[2] == MANIFEST]
-    for path in inside:
+    """What a commit consists of, with the commits inside it. IntegrityError if one is damaged.
+
+    What a probe left that was killed goes with it.
+    """
+    inside = [path async for path, _ in place.scan() if "/" in path]
+    paths = {*manifest.files, *filter(_is_of_probe, inside)}
+    for path in [path for path in inside if path.rpartition("/")[2] == MANIFEST]:
         below = path.removesuffix(MANIFEST)
         nested = Place(place.objects, place.key(below).rstrip("/"), conditional=place.conditional)
         found = await nested.manifest()
         if found is not None:
             paths |= {path, *(below + name for name in found.manifest.files)}
     return frozenset(paths)
+
+
+def _is_of_probe(path: str) -> bool:
+    holder, _, name = path.rpartition("/")
+    return name == ATTEMPT and is_ours(holder.rpartition("/")[2])
 
 
 def _is_mark(path: str) -> bool:

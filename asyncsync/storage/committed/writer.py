@@ -40,6 +40,7 @@ from ..trees import Block, Durability, Intent, NewFile
 from .arriving import Arriving
 from .place import Found, Place
 from .record import Lease
+from .stale import gone, in_the_way
 
 __all__ = ["CommittedWriter", "conflict"]
 
@@ -306,13 +307,13 @@ class CommittedWriter:
         if self._old is not None and not self._intent.in_place:
             await self._delete_manifest(self._old)
             stale |= self._old_paths
-        await self._place.delete(_in_the_way(stale | self._old_paths, manifest))
+        await self._place.delete(in_the_way(stale | self._old_paths, manifest))
         states = [self._files[path] for path in self._files.keys() & manifest.files.keys()]
         for last in (False, True):
             group = [state for state in states if is_commit_file(state.new.path) is last]
             await each(group, self._publish_file)
         await self._check_doubtful(manifest)
-        await self._place.delete(_gone(stale, manifest))
+        await self._place.delete(gone(stale, manifest))
         await self._put_manifest(manifest)
         self._visible = True
 
@@ -373,9 +374,9 @@ class CommittedWriter:
         """What is left to do once the commit is visible. Again: no effect."""
         if self.finished:
             return
-        if self._intent.in_place and (gone := _gone(self._old_paths, manifest)):
+        if self._intent.in_place and (stale := gone(self._old_paths, manifest)):
             await self.lease.check()
-            await self._place.delete(gone)
+            await self._place.delete(stale)
         await self._abort_uploads()
         await self.lease.drop()
         self.finished = True
@@ -383,6 +384,12 @@ class CommittedWriter:
     async def _abort_uploads(self) -> None:
         if self._uploading or self.lease.inherited is not None:
             await self._place.abort_uploads(self._is_ours)
+
+    async def _abort_unfinished(self) -> None:
+        """Abort the uploads that this attempt has begun itself, whoever holds the record by now."""
+        files = [state for state in self._files.values() if not state.published]
+        uploads = [state.upload for state in files if state.upload is not None]
+        await each(uploads, self._place.objects.abort_upload)
 
     def _is_ours(self, path: str) -> bool:
         return path in self._uploading or path in self._old_paths or path in self._claimed
@@ -394,6 +401,7 @@ class CommittedWriter:
 
         What is done here may stop anywhere: the record goes last, and whoever finds it goes on.
         """
+        await self._abort_unfinished()
         await self.lease.check()
         manifest = self._publishing
         if manifest is not None and await self._place.header() == manifest.header:
@@ -416,30 +424,6 @@ class CommittedWriter:
             return frozenset(there.manifest.files) if there else frozenset()
         await self._delete_manifest(there)
         return frozenset()
-
-
-def _gone(paths: Iterable[str], manifest: Manifest) -> list[str]:
-    """Those of `paths` that are no longer part of the tree, nor of a commit inside it."""
-    nested = {entry.path for entry in manifest.nested}
-    return [p for p in paths if p not in manifest.files and nested.isdisjoint(_above(p))]
-
-
-def _in_the_way(paths: Iterable[str], manifest: Manifest) -> list[str]:
-    """Those of `paths` that go and that a file system could not hold beside the new files.
-
-    A file where a directory will be, or the reverse: some stores keep their objects as files.
-    """
-    directories = {above for path in manifest.files for above in _above(path)}
-    return [
-        path
-        for path in _gone(paths, manifest)
-        if path in directories or not manifest.files.keys().isdisjoint(_above(path))
-    ]
-
-
-def _above(path: str) -> Iterable[str]:
-    while path := path.rpartition("/")[0]:
-        yield path
 
 
 def conflict(place: Place, there: Found | None) -> ConflictError:

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from ...concurrency import each
-from ...errors import PermanentError, quote
+from ...errors import NotFoundError, quote
 from ...units import MIB
 from ..checksums import combine_crc32c
 from ..objects import Condition, Data, Part, Upload
@@ -53,14 +53,14 @@ def chosen(upload: Upload, parts: Sequence[Part], kept: Iterable[Stored]) -> lis
     """The temporary objects that hold `parts`, out of all that an upload has.
 
     Raises:
-        PermanentError: a part is missing, or another one was put in its place since.
+        NotFoundError: a part is missing, or another one was put in its place since.
     """
     names = {found.info.key: found for found in kept}
     found = [names.get(part_key(upload, part.number)) for part in parts]
     for part, one in zip(parts, found, strict=True):
         if one is None or one.info.tag != part.tag:
-            raise PermanentError(
-                f"part {part.number} of {quote(upload.key)} is not the one stored; put it again"
+            raise NotFoundError(
+                f"part {part.number} of {quote(upload.key)} is not the one stored; begin again"
             )
     return [one for one in found if one is not None]
 
