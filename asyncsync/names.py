@@ -23,6 +23,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_PATH_BYTES",
     "NEXT",
+    "PARTS",
     "ROOT_MARKER",
     "check_path",
     "check_set",
@@ -31,6 +32,7 @@ __all__ = [
     "is_commit_file",
     "is_ours",
     "new_attempt",
+    "parts_name",
     "sort_key",
 ]
 
@@ -58,6 +60,10 @@ _COMMIT_FILES = frozenset(
 _RESERVED = ".asyncsync"
 _HOLDER = re.compile(r"\.(?P<name>.*)\.asyncsync-(?P<kind>tmp|trash)-[0-9a-f]{32}", re.DOTALL)
 _INNER = re.compile(r"\.asyncsync-tmp-[0-9a-f]{32}")
+
+PARTS = re.compile(r"(.+)\.asyncsync-parts-([0-9a-f]{32})", re.DOTALL)
+"""What `parts_name` makes, and what it was made of. No file or directory may have such a name: a
+store takes what is below for parts, and deletes it when the upload is over."""
 
 
 def new_attempt() -> str:
@@ -88,6 +94,11 @@ def holder_of(entry: str, name: str) -> str | None:
         return None
     kind = match["kind"]
     return kind if entry == holder_name(name, kind, entry[-32:]) else None
+
+
+def parts_name(key: str, upload_id: str) -> str:
+    """What the parts of an upload of `key` lie below, in a store that has no such uploads."""
+    return f"{key}.asyncsync-parts-{upload_id}"
 
 
 def is_ours(component: str) -> bool:
@@ -121,7 +132,8 @@ def check_path(path: str) -> None:
         RefusedError: and says which rule it breaks.
     """
     if reason := _fault(path):
-        raise RefusedError(f"name {quote(path[:200])} refused: {reason}", paths=[path])
+        name = quote(path[:200]) or "''"
+        raise RefusedError(f"name {name} refused: {reason}", paths=[path])
 
 
 def _fault(path: str) -> str | None:
@@ -148,9 +160,14 @@ def _component_fault(component: bytes) -> str | None:
         return f"a component is {len(component)} bytes long; {MAX_COMPONENT_BYTES} is the limit"
     if component.startswith(_RESERVED.encode()):
         return f"names that begin with {_RESERVED} are reserved; rename it"
-    if b".asyncsync-" in component and is_ours(os.fsdecode(component)):
+    if b".asyncsync-" in component and _is_temporary(os.fsdecode(component)):
         return "its name is that of a temporary directory of asyncsync; rename it"
     return None
+
+
+def _is_temporary(component: str) -> bool:
+    # Parts are never made on a disk: there a walk has to meet such a name, not to pass over it.
+    return is_ours(component) or PARTS.fullmatch(component) is not None
 
 
 def check_set(

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..errors import NotFoundError, PermanentError, quote
+from ..names import PARTS, parts_name
 from .objects import Part, Upload
 
 __all__ = [
@@ -37,10 +38,9 @@ MARKER = 0
 MAX_PARTS = 10_000
 FIRST_JOINED = MAX_PARTS + 1
 
-_INFIX = ".asyncsync-parts-"
-_DIRECTORY = re.compile(rf"(?s)(.+){re.escape(_INFIX)}([0-9a-f]{{32}})/")
-_OBJECT = re.compile(_DIRECTORY.pattern + r"([0-9]{5})")
-_SUFFIX_BYTES = len(_INFIX) + 32 + len("/00000")
+_DIRECTORY = re.compile(PARTS.pattern + "/", PARTS.flags)
+_OBJECT = re.compile(_DIRECTORY.pattern + "([0-9]{5})", PARTS.flags)
+_SUFFIX_BYTES = len(parts_name("", "0" * 32)) + len("/00000")
 
 MAX_KEY_BYTES = 1024 - _SUFFIX_BYTES
 """Longest key whose parts have names of at most 1,024 bytes."""
@@ -65,7 +65,7 @@ def parts_prefix(upload: Upload) -> str:
     Raises:
         NotFoundError: its id is none of ours, so there is no such upload.
     """
-    name = f"{upload.key}{_INFIX}{upload.upload_id}/"
+    name = parts_name(upload.key, upload.upload_id) + "/"
     found = _DIRECTORY.fullmatch(name)
     if found is None or found[2] != upload.upload_id:
         raise NotFoundError(f"no upload of {quote(upload.key)}; begin it again")

@@ -211,9 +211,10 @@ class TreeStore(Protocol):
         ...
 
     async def glance(self, tree: str) -> Glance:
-        """Whether something may have changed at or directly below `tree`: one small request.
+        """Whether something may have changed at or directly below `tree`.
 
-        Where there is nothing, nothing is seen; that is no error.
+        That is one small request for every thousand names there. Where there is nothing, nothing
+        is seen; that is no error.
         """
         ...
 

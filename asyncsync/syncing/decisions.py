@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import ConfigError, quote
+from ..errors import ConfigError, RefusedError, quote
 from ..location import Location
 from ..manifest import FileEntry, Header, Kind, Manifest
+from ..names import check_path, check_set
 from ..storage import NewFile
 
-__all__ = ["LocalTree", "RestorePlan", "check_overlap", "may_replace", "plan_restore", "step_of"]
+__all__ = [
+    "LocalTree",
+    "RestorePlan",
+    "check_foreign",
+    "check_overlap",
+    "may_replace",
+    "plan_restore",
+    "step_of",
+]
 
 _TRAILING_NUMBER = re.compile(r"(?:^|[^0-9])0*([0-9]{1,18})\Z")
 
@@ -43,6 +52,27 @@ def check_overlap(local: str, remote: Location) -> None:
             f"source and target overlap: {quote(inner)} is inside {quote(outer)}; "
             "choose a place outside"
         )
+
+
+def check_foreign(paths: Sequence[str], remote: Location) -> None:
+    """Refuse names that others gave and that no directory can hold, before anything is written.
+
+    Args:
+        paths: of the files below `remote` that are wanted.
+
+    Raises:
+        RefusedError: and names one of them and the rule that it breaks.
+    """
+    try:
+        for path in paths:
+            check_path(path)
+        check_set(paths)
+    except RefusedError as exc:
+        raise RefusedError(
+            f"{quote(str(remote))}: {exc}; exclude it to fetch the rest",
+            side="source",
+            paths=exc.paths,
+        ) from exc
 
 
 def may_replace(

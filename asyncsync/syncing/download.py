@@ -27,7 +27,7 @@ from ..storage.local import LocalTrees
 from ..transfer import Committed as CommittedSource
 from ..transfer import Directory, Scan, SourceFile, Tally, Unverified
 from .base import Receipt
-from .decisions import LocalTree, RestorePlan, plan_restore
+from .decisions import LocalTree, RestorePlan, check_foreign, plan_restore
 from .tools import Tools
 from .upload import SyncPlan
 
@@ -262,6 +262,7 @@ class Download:
     async def _decide_raw(self) -> _Decided:
         takes = self._request.selection.takes
         raw = [f for f in await self._store.list_files(self._tree) if takes(f.path)]
+        await self._threads.run(check_foreign, [f.path for f in raw], self._request.remote)
         async with self._directory() as (_, local):
             clash = sorted(local.scanned.keys() & {file.path for file in raw})
         if clash:

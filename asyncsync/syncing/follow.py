@@ -20,6 +20,7 @@ somebody writes it; files without a manifest, or commits further down; not known
 
 _HEADER_EVERY = 4
 _LOOK_EVERY = 30
+_MANY_FILES = 1000  # of which a store lists no more at once
 _PATIENCE = 32  # polls; who writes for longer than that is asked less often
 _MAX_UNCLEAR = 16  # names without a commit that are asked one by one
 
@@ -29,7 +30,8 @@ class Watch:
 
     A glance shows the tag of the location's own manifest and the names below it. What it does not
     show is asked for now and then: whether the newest commit is still the same by its header, and
-    what lies deeper by a look at everything.
+    what lies deeper by a look at everything. Where the location itself is the newest commit and has
+    so many files that a glance costs several requests, its header is asked for instead.
     """
 
     def __init__(self) -> None:
@@ -49,14 +51,20 @@ class Watch:
             return "header"
         if self._quiet >= _LOOK_EVERY and self._is_blind():
             return "look"
-        if self._look.newest and self._quiet % _HEADER_EVERY == 0:
+        if self._is_large() or (self._look.newest and self._quiet % _HEADER_EVERY == 0):
             return "header"
         return "glance"
 
+    def _is_large(self) -> bool:
+        """Whether a glance would list a commit's own files, page after page."""
+        commit = self._look.commit
+        return self._look.newest == "" and commit is not None and commit.files > _MANY_FILES
+
     def _is_blind(self) -> bool:
-        """Whether there may be news that neither glance nor header shows."""
+        """Whether there may be news that is not asked for at other polls."""
         below = [commit for path, commit in self._look.commits.items() if path]
-        return "foreign" in self._names.values() or any(c.kind == "rolling" for c in below)
+        rolling = any(commit.kind == "rolling" for commit in below)
+        return rolling or self._is_large() or "foreign" in self._names.values()
 
     @property
     def newest(self) -> str | None:
@@ -131,7 +139,11 @@ def _key(commit: Commit) -> tuple[str, str, str]:
 async def poll(
     watch: Watch, store: TreeStore, tree: str, look: Callable[[], Awaitable[Look]]
 ) -> Commit | None:
-    """Ask once whether there is a newer commit at or below `tree`: one small request if not."""
+    """Ask once whether there is a newer commit at or below `tree`.
+
+    Without news that is one small request, or one for every thousand names directly below; one more
+    for each commit that was begun there; now and then a look at everything (`Watch.ask`).
+    """
     if not await _is_stirred(watch, store, tree):
         return None
     return watch.looked(await look())

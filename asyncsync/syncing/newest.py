@@ -53,8 +53,9 @@ class _Memory:
 class Newest:
     """Looks at locations and remembers what it saw there.
 
-    A look without news is one listing; where the location itself is a sealed commit, its header.
-    Otherwise what is new is read, and nothing else.
+    A look lists everything below, so that no new commit is missed wherever it lies: without news
+    that is all, one request for every thousand objects or so. Where the location itself is a sealed
+    commit, its header is asked for instead. What is new is read, and nothing else.
     """
 
     def __init__(self) -> None:

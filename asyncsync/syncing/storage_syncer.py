@@ -364,7 +364,8 @@ class StorageSyncer:
     async def latest(self, remote_dir: Path) -> Commit | None:
         """The newest commit below `remote_dir`, or the one there; None if there is none.
 
-        Asked again, it reads only what is new: without news it costs one request.
+        It lists everything below, one request for every thousand objects, and reads only what is
+        new; a sealed commit there, asked again, costs one request.
 
         Raises:
             IntegrityError: the newest one's manifest is damaged; names the next one.
@@ -385,8 +386,9 @@ class StorageSyncer:
         A commit comes once. That the newest one was deleted is no news: one that has been there
         before does not come again. Close the generator (`aclose`) when you leave it early.
 
-        A look without news is one small request. What is more than one level below, and rolling
-        trees beside the newest, are looked at every 30th time.
+        A look without news is one small request, or one for every thousand names directly below.
+        What is more than one level below, rolling trees beside the newest, and what is below a
+        commit of more than a thousand files, are looked at every 30th time.
 
         Args:
             period_s: seconds between two looks.

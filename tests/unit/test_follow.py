@@ -9,9 +9,10 @@ from typing import TypeVar
 import msgspec
 import pytest
 
+from asyncsync.digest import digest
 from asyncsync.errors import CorruptedError, IntegrityError
 from asyncsync.location import Location
-from asyncsync.manifest import Header, Manifest, encode
+from asyncsync.manifest import FileEntry, Header, Manifest, encode
 from asyncsync.names import ATTEMPT, MANIFEST
 from asyncsync.storage import Glance
 from asyncsync.storage.committed import CommittedTrees
@@ -55,9 +56,10 @@ class Store:
         self.newest = Newest()
         self.watch = Watch()
 
-    async def commit(self, tree: str, **fields: object) -> Commit:
+    async def commit(self, tree: str, *, entries: int = 0, **fields: object) -> Commit:
         header = Header(attempt=next(attempts), **fields)  # type: ignore[arg-type]
-        manifest = Manifest.of(header, [])
+        names = (f"w{number}" for number in range(entries))
+        manifest = Manifest.of(header, [FileEntry(name, 0, digest(b"")) for name in names])
         await self.objects.put(f"{tree}/{MANIFEST}", b"".join(encode(manifest)))
         return Commit.of(Location("memory", "tests", tree), manifest.header)
 
@@ -159,6 +161,18 @@ async def test_a_location_that_is_a_rolling_tree_costs_one_listing_too(store: St
 
     assert await store.look() == newest
     assert store.counter.taken() == 1
+
+
+async def test_no_new_commit_is_missed_however_deep_it_lies(store: Store) -> None:
+    await store.commit("run/trial_1", kind="rolling", sequence=2)
+    await store.commit("run/trial_2", kind="rolling", sequence=1)
+    await store.look()
+    beside = await store.commit("run/trial_2", kind="rolling", sequence=3)
+    found_beside = await store.look()
+    deeper = await store.commit("run/a/b/ckpt_1", step=1)
+
+    assert found_beside == beside
+    assert await store.look() == deeper
 
 
 async def test_a_damaged_newest_is_an_error_every_time(store: Store) -> None:
@@ -281,6 +295,41 @@ async def test_a_sealed_location_is_followed_by_its_header(store: Store) -> None
     assert await store.polls(1) == [replaced]
 
 
+async def test_a_rolling_location_of_many_files_is_followed_by_its_header(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.commit("run", kind="rolling", entries=1001)
+    news = await store.polls(1)
+    store.counter.taken()
+    monkeypatch.delattr(MemoryObjects, "scan_level")  # it would answer in several pages
+    quiet = await store.polls(29)
+    cost = store.counter.taken()
+    newer = await store.commit("run", kind="rolling", sequence=2, entries=1001)
+
+    assert [commit.sequence for commit in news] == [1]
+    assert (quiet, cost) == ([], 29)
+    assert await store.polls(1) == [newer]
+
+
+async def test_a_first_commit_below_many_files_is_noticed_within_thirty_polls(store: Store) -> None:
+    await store.commit("run", kind="rolling", entries=1001)
+    await store.polls(3)
+    first = await store.commit("run/ckpt_1", step=1)
+    news = await store.polls(30)
+    second = await store.commit("run/ckpt_2", step=2)
+
+    assert news == [first]
+    assert await store.polls(1) == [second]
+
+
+async def test_a_first_commit_below_few_files_is_noticed_at_the_next_poll(store: Store) -> None:
+    await store.commit("run", kind="rolling", entries=10)
+    await store.polls(2)
+    first = await store.commit("run/ckpt_1", step=1)
+
+    assert await store.polls(1) == [first]
+
+
 async def test_after_a_sealed_location_what_is_below_is_followed(store: Store) -> None:
     await store.commit("run")
     await store.commit("run/ckpt_1", step=1)
@@ -325,6 +374,16 @@ async def test_files_of_others_are_asked_about_once_and_listed_every_thirty_poll
     await store.polls(29 + 30)
 
     assert store.counter.taken() == 59  # two of them list everything
+
+
+async def test_names_that_no_location_has_are_not_asked_about(store: Store) -> None:
+    for key in ("run//x", "run/./x", "run/../x"):
+        await store.objects.put(key, b"x")
+    await store.polls(1)
+    store.counter.taken()
+    await store.polls(100)
+
+    assert store.counter.taken() == 100
 
 
 async def test_what_lies_deeper_is_noticed_within_thirty_polls(store: Store) -> None:

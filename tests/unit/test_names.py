@@ -58,6 +58,9 @@ REFUSED = {
     ".asyncsync-of-my-own": "reserved",
     f".victim.asyncsync-tmp-{A}/old/x": "temporary directory",
     f"sub/.victim.asyncsync-trash-{A}": "temporary directory",
+    f"x.asyncsync-parts-{B}/00001": "temporary directory",
+    f"sub/x.asyncsync-parts-{B}/mine": "temporary directory",
+    f"a\nb.asyncsync-parts-{B}": "temporary directory",
 }
 
 PLAIN = [
@@ -99,6 +102,9 @@ PLAIN = [
     f"victim.asyncsync-tmp-{A}",
     f".victim.asyncsync-tmp-{A[1:]}",
     f".victim.asyncsync-old-{A}",
+    f"x.asyncsync-parts-{A[1:]}/00001",
+    f"x.asyncsync-parts-{A}0/00001",
+    f"x.asyncsync-parts-{A.upper()}/00001",
 ]
 
 
@@ -280,6 +286,7 @@ def test_other_entries_are_nobodys_holder(entry: str) -> None:
         (f".asyncsync-tmp-{A[:-1]}", False),
         (f"ckpt.asyncsync-tmp-{A}", False),
         (f".ckpt.asyncsync-old-{A}", False),
+        (f"x.asyncsync-parts-{A}", False),  # never on a disk, so a walk does not pass over it
         ("", False),
     ],
 )

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsync.errors import NotFoundError, PermanentError
+from asyncsync.errors import NotFoundError, PermanentError, RefusedError
+from asyncsync.names import check_path
+from asyncsync.storage.committed import CommittedTrees
+from asyncsync.storage.memory import MemoryObjects
 from asyncsync.storage.objects import Part, Upload
 from asyncsync.storage.parts import (
     MARKER,
@@ -22,6 +25,8 @@ from asyncsync.storage.parts import (
     parts_prefix,
     uploads_among,
 )
+from asyncsync.storage.trees import Intent, NewFile
+from asyncsync.testing import FakeClock
 
 UPLOAD = Upload("dir/model.bin", "0123456789abcdef0123456789abcdef")
 
@@ -59,6 +64,23 @@ def test_a_name_says_what_it_was_made_of(key: str, number: int) -> None:
 def test_any_other_name_is_somebodys_object(key: str) -> None:
     assert parse_part(key) is None
     assert not is_hidden(key)
+
+
+@given(st.text(min_size=1), st.integers(0, 99_999))
+def test_no_file_of_a_tree_can_have_the_name_of_a_part(key: str, number: int) -> None:
+    with pytest.raises(RefusedError):
+        check_path(part_key(new_upload(key), number))
+
+
+async def test_no_tree_can_have_a_name_that_makes_its_files_look_like_parts() -> None:
+    objects = MemoryObjects()
+    intent = Intent(attempt="a" * 32, files=(NewFile("00001", 1),))
+    store, tree = CommittedTrees(objects, clock=FakeClock()), parts_prefix(UPLOAD)[:-1]
+    with pytest.raises(RefusedError, match=r"asyncsync-parts-.*; name another place"):
+        async with store.begin(tree, intent):
+            raise AssertionError("it began")
+
+    assert [info.key async for info in objects.scan("")] == []
 
 
 def test_two_uploads_of_one_key_are_kept_apart() -> None:

@@ -18,9 +18,16 @@ import anyio
 
 from ...concurrency import each
 from ...digest import CHUNK_BYTES, digest
-from ...errors import IntegrityError, NotFoundError, PreconditionError, RefusedError, quote
+from ...errors import (
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    RefusedError,
+    TransientError,
+    quote,
+)
 from ...manifest import MAX_MANIFEST_BYTES, FileEntry, Header, Manifest, decode, encode, read_header
-from ...names import MANIFEST, check_path, is_ours
+from ...names import MANIFEST, PARTS, check_path, is_ours
 from ...units import KIB, MIB
 from ..objects import Condition, ObjectInfo, ObjectStore
 from ..trees import NewFile
@@ -29,6 +36,7 @@ __all__ = ["Found", "Place", "of_tree"]
 
 _RANGE_BYTES = 4 * MIB  # of a manifest, read at once
 _HEADER_BYTES = 64 * KIB
+_READS = 4  # of a manifest that is another one at every range
 _THREAD_BYTES = 1 * MIB  # manifests above this are encoded and decoded in a thread
 
 T = TypeVar("T")
@@ -78,8 +86,14 @@ class Place:
 
         Raises:
             RefusedError: a name that no tree may hold, that is not UTF-8 or makes too long a key,
-                or a file of more parts than an upload may have.
+                or a file of more parts than an upload may have; or the tree has the name of parts.
         """
+        if any(map(PARTS.fullmatch, self.name.split("/"))):
+            raise RefusedError(
+                f"{self.where} refused: a part of that name is one that asyncsync gives to parts "
+                "of uploads; name another place",
+                side="target",
+            )
         caps = self.objects.capabilities
         for file in files:
             check_path(file.path)
@@ -105,8 +119,9 @@ class Place:
 
         Raises:
             IntegrityError, FormatError: and names the tree.
+            TransientError: it cannot be read whole, because it is another one at every range.
         """
-        while True:
+        for _ in range(_READS):
             try:
                 first = await self.objects.get(self.manifest_key, 0, _RANGE_BYTES)
                 data = bytes(first.data) + await self._rest(first.info)
@@ -116,6 +131,11 @@ class Place:
                 continue
             with _naming(self.where):
                 return Found(await _offload(len(data), _decode, data), first.info.tag)
+        raise TransientError(
+            f"the manifest of {self.where} cannot be read whole: {_READS} times in a row the store "
+            "says that it was replaced meanwhile; try again later, and see whether something "
+            "rewrites it or changes tags (If-Match) on the way"
+        )
 
     async def _rest(self, info: ObjectInfo) -> bytes:
         """The manifest behind its first range."""
