@@ -14,9 +14,13 @@ __all__ = ["Location"]
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
 _SECRET = re.compile(
-    r"secret|token|passw|credential|signature|access_?key|api_?key|sig$|account_key", re.IGNORECASE
+    r"secret|token|passw|credential|delegation|signature|access_?key|api_?key|sig$|account_key",
+    re.IGNORECASE,
 )
-_OPTIONS = {"s3": {"endpoint_url", "region", "profile", "addressing"}}
+_OPTIONS = {
+    "s3": {"endpoint_url", "region", "profile", "addressing"},
+    "gs": {"endpoint_url"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ def _split_options(scheme: str, rest: str) -> tuple[str, dict[str, str]]:
 
 def _refuse_secrets(scheme: str, query: str) -> None:
     pairs = parse_qsl(query, keep_blank_values=True)
-    if any(_SECRET.search(key) or "@" in value for key, value in pairs):
+    if any(_SECRET.search(key) or "@" in value or "?" in value for key, value in pairs):
         raise ConfigError(
             f"this {scheme}:// location carries a key or a token after '?'; leave it out and let "
             "the environment or a profile hold the credentials"

@@ -343,8 +343,8 @@ class Files:
         for part in parts:
             raw = found.get(f"{part.number:05}")
             if raw is None or _tag(raw) != part.tag:
-                raise PermanentError(
-                    f"a part of {quote(upload.key)} is not the one stored; put it again"
+                raise NotFoundError(
+                    f"a part of {quote(upload.key)} is not the one stored; begin the upload again"
                 )
         return self._fs.open(f"{home}/{FIRST_JOINED}", "wb"), home
 

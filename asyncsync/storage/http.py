@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
@@ -31,13 +32,14 @@ from ..errors import (
 from ..units import KIB, MIB
 from .objects import Data
 
-__all__ = ["Answer", "Http"]
+__all__ = ["Answer", "Http", "http_time", "retry_after_s"]
 
 _SLICE_BYTES = 128 * KIB
 _READ_BYTES = 256 * KIB
 _ERROR_BYTES = 64 * KIB
 _PLAIN_BYTES = 64 * MIB  # of an answer for which the caller has no buffer
 _ALIVE_BYTES = 4 * KIB
+_MAX_WAIT_S = 300.0
 _CONNECT_S = 15.0
 _NO_ADDRESS = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)
 _IDLE_S = 15.0  # stores close idle connections after 20 s and less
@@ -49,6 +51,26 @@ class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes | memoryview
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """How long a server wants to be left alone: `Retry-After`, five minutes at most.
+
+    A date is taken by the server's own clock; None where nothing that makes sense is said.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), _MAX_WAIT_S)
+    then, now = http_time(text), http_time(headers.get("Date"))
+    return None if then is None or now is None else min(max(then - now, 0.0), _MAX_WAIT_S)
+
+
+def http_time(text: str | None) -> float | None:
+    """Unix seconds of a `Date` or `Last-Modified`; None if it is missing or makes no sense."""
+    try:
+        return parsedate_to_datetime(text).timestamp() if text else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 class Http:
@@ -106,6 +128,7 @@ class Http:
         what: str,
         data: Data = b"",
         into: memoryview | None = None,
+        patient: bool = False,
     ) -> Answer:
         """Send one request and read the whole answer. No status is an error here.
 
@@ -115,18 +138,23 @@ class Http:
             data: the body; not looked at any more when this has returned or failed, unless the
                 connection still holds some of it: after a failure, do not use its memory again.
             into: takes the body of an answer that is a success.
+            patient: any byte is a sign of life, for what takes the server long: it sends a blank
+                now and then meanwhile.
 
         Raises:
+            PermanentError: the answer is too large to be taken without `into`.
             TransientError: no connection, or it broke, or the answer is not as long as it says.
             StalledError: hardly anything moved for too long.
             ConfigError: the server's certificate is not trusted, or the address makes no sense.
         """
         if self.session.closed:
             raise ConfigError(f"{what}: the store is closed")
-        target = URL(url, encoded=True)
+        target = _parsed(url)
+        if target is None:
+            raise ConfigError(f"{what}: that is not the address of a server; check the endpoint")
         try:
             with anyio.move_on_after(self._stall_s) as scope:
-                pulse = _Pulse(scope, self._stall_s)
+                pulse = _Pulse(scope, self._stall_s, 1 if patient else _ALIVE_BYTES)
                 async with self.session.request(
                     method,
                     target,
@@ -159,16 +187,26 @@ class Http:
             await self._session.close()
 
 
+def _parsed(url: str) -> URL | None:
+    """None for what names no server; the error would show it, secrets and all."""
+    try:
+        target = URL(url, encoded=True)
+        named = bool(target.host)
+    except ValueError:
+        return None
+    return target if named else None
+
+
 class _Pulse:
     """Puts the end of a scope off as long as enough bytes move."""
 
-    def __init__(self, scope: anyio.CancelScope, stall_s: float) -> None:
-        self._scope, self._stall_s = scope, stall_s
+    def __init__(self, scope: anyio.CancelScope, stall_s: float, alive_bytes: int) -> None:
+        self._scope, self._stall_s, self._alive_bytes = scope, stall_s, alive_bytes
         self._bytes = 0
 
     def beat(self, size_bytes: int) -> None:
         self._bytes += size_bytes
-        if self._bytes >= _ALIVE_BYTES:
+        if self._bytes >= self._alive_bytes:
             self._bytes = 0
             self._scope.deadline = anyio.current_time() + self._stall_s
 
@@ -215,7 +253,12 @@ async def _read(
             "not honour ranges"
         )
     if into is None:
-        body: bytes | memoryview = await _some(response, pulse, _PLAIN_BYTES)
+        body: bytes | memoryview = await _some(response, pulse, _PLAIN_BYTES + 1)
+        if len(body) > _PLAIN_BYTES:
+            raise PermanentError(
+                f"{what}: the answer is larger than {_PLAIN_BYTES // MIB} MiB, too large to be "
+                "taken at once; ask for it in ranges"
+            )
     else:
         body = into[: await _fill(response, into, pulse, what)]
     if announced is not None and len(body) != announced:
@@ -254,7 +297,7 @@ def _ours(exc: Exception, what: str, target: URL) -> AsyncSyncError:
     Of the address, which may be a secret, only the host is named.
     """
     foreign = isinstance(exc, aiohttp.ClientError | OSError)  # else of yarl: some are both
-    if not target.host or not foreign or isinstance(exc, _NO_ADDRESS):
+    if not foreign or isinstance(exc, _NO_ADDRESS):
         return ConfigError(
             f"{what}: {quote(target.scheme)}://{quote(target.host or '')} is not the address of a "
             "server; check the endpoint"

@@ -71,6 +71,15 @@ class ObjectStoreContract:
         assert seen
         assert seen <= set(versions)
 
+    async def test_a_version_that_is_gone_cannot_be_replaced(self, store: ObjectStore) -> None:
+        if not store.capabilities.if_match:
+            return
+        gone = await store.put("k", b"one")
+        await store.delete("k")
+
+        with pytest.raises(PreconditionError):
+            await store.put("k", b"two", condition=Condition(tag=gone.tag))
+
     async def test_put_replaces_and_the_tag_changes(self, store: ObjectStore) -> None:
         first = await store.put("k", b"one")
         second = await store.put("k", b"two")

@@ -221,7 +221,7 @@ async def test_a_part_that_is_lost_while_joining_publishes_nothing(
     parts = [await disk.put_part(upload, n, b"bytes") for n in (1, 2)]
     next(tmp_path.glob("k.*/00002")).unlink()
 
-    with pytest.raises(PermanentError, match="put it again"):
+    with pytest.raises(NotFoundError, match="begin the upload again"):
         await disk.complete_upload(upload, parts)
     assert not (tmp_path / "k").exists()
 

@@ -407,6 +407,20 @@ async def test_fewer_bytes_than_the_range_has_are_worth_another_try(
 # ---------------------------------------------------------------- delete
 
 
+async def test_a_version_that_is_gone_cannot_be_replaced(gcs: GcsObjects, fake: FakeGcs) -> None:
+    gone = Condition(tag=(await gcs.put("k", b"1")).tag)
+    await gcs.delete("k")
+    upload, parts, _ = await upload_of(gcs, fake, 2)
+
+    with pytest.raises(PreconditionError):
+        await gcs.put("k", b"2", condition=gone)
+    with pytest.raises(PreconditionError):
+        await gcs.put("k", bytes(9 * MIB), condition=gone)
+    with pytest.raises(PreconditionError):
+        await gcs.complete_upload(upload, parts, condition=gone)
+    assert "k" not in fake.objects
+
+
 async def test_deleting_a_version_that_goes_meanwhile_is_no_error(
     gcs: GcsObjects, fake: FakeGcs
 ) -> None:
@@ -507,7 +521,7 @@ async def test_a_part_that_is_gone_is_named(gcs: GcsObjects, fake: FakeGcs) -> N
     upload, parts, _ = await upload_of(gcs, fake, 3)
     await gcs.delete(part_key(upload, 2))
 
-    with pytest.raises(PermanentError, match="part 2 of k is not the one stored"):
+    with pytest.raises(NotFoundError, match="part 2 of k is not the one stored"):
         await gcs.complete_upload(upload, parts)
     assert "k" not in fake.objects
 
@@ -989,11 +1003,12 @@ def test_retry_after_is_seconds_or_a_time() -> None:
             {"Retry-After": later, "Date": date},
             {"Retry-After": later},
             {"Retry-After": "soon"},
+            {"Retry-After": "31536000"},
             {},
         )
     ]
 
-    assert waits == [7, 9, None, None, None]
+    assert waits == [7, 9, None, None, 300, None]
 
 
 def test_an_object_without_its_fields_is_none() -> None:

@@ -21,7 +21,8 @@ from asyncsync.errors import (
     StalledError,
     TransientError,
 )
-from asyncsync.storage.http import Answer, Http
+from asyncsync.storage import http as http_module
+from asyncsync.storage.http import Answer, Http, retry_after_s
 
 STALL_S = 0.15
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: x\r\n\r\nhello"
@@ -334,6 +335,52 @@ async def test_the_whole_where_a_range_was_asked_for_is_no_passing_trouble(http:
             await http.send("GET", server.url, {}, what="get it", into=memoryview(bytearray(4)))
 
 
+async def test_an_answer_too_large_to_be_taken_at_once_is_no_passing_trouble(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_module, "_PLAIN_BYTES", 4)
+    async with serving(answers(OK, OK)) as server:
+        with pytest.raises(PermanentError) as caught:
+            await http.send("GET", server.url, {}, what="get it")
+        monkeypatch.setattr(http_module, "_PLAIN_BYTES", 5)
+        fits = await http.send("GET", server.url, {}, what="get it")
+
+    assert one_line(caught.value, "get it: the answer is larger than ", "ask for it in ranges")
+    assert fits.body == b"hello"
+
+
+@pytest.mark.parametrize("url", ["http://me:{}@host:port/", "http://host:{}/", "http://[::1{}"])
+async def test_an_address_that_is_none_is_not_shown(url: str, http: Http) -> None:
+    with pytest.raises(ConfigError) as caught:
+        await http.send("GET", url.format("very-secret"), {}, what="get it")
+
+    assert one_line(caught.value, "get it: ", "check the endpoint")
+    assert "very-secret" not in repr(
+        (caught.value, caught.value.__cause__, caught.value.__context__)
+    )
+
+
+def test_a_server_may_ask_for_five_minutes_by_its_own_clock() -> None:
+    date = "Wed, 21 Oct 2015 07:27:30 GMT"
+    later = {
+        "7": 7.0,
+        " 7": 7.0,
+        "31536000": 300.0,
+        "9" * 400: 300.0,
+        "Wed, 21 Oct 2015 07:28:00 GMT": 30.0,
+        "Fri, 31 Dec 9999 23:59:59 GMT": 300.0,
+        "Wed, 21 Oct 2015 07:27:00 GMT": 0.0,
+        "-3": None,
+        "\u00b2": None,
+        "\uff17": None,
+        "soon": None,
+        "": None,
+    }
+
+    assert {text: retry_after_s({"Retry-After": text, "Date": date}) for text in later} == later
+    assert retry_after_s({"Retry-After": date}) is None
+
+
 async def test_a_password_in_the_address_is_not_named(http: Http) -> None:
     with pytest.raises(TransientError) as caught:
         await http.send("GET", "http://user:password@127.0.0.1:9/x", {}, what="get it")
@@ -423,6 +470,33 @@ async def test_what_is_slow_is_given_up_only_if_too_little_of_it_moves(
             await http.send("GET", server.url, {}, what="get it", into=into)
 
     assert (into[-1] == 0) is given_up
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_white_space_is_a_sign_of_life_where_a_server_is_known_to_take_long(
+    patient: bool, http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
+    blanks = 0
+
+    async def slow(connection: Connection) -> None:
+        nonlocal now_s, blanks
+        await connection.request()
+        await connection.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+        while blanks < 8:
+            await connection.say(b" ")
+            blanks += 1
+            for _ in range(50):  # until it has arrived; nothing tells
+                await checkpoint()
+            now_s += 0.9 * STALL_S
+        await connection.say(b"x")
+
+    async with serving(slow) as server:
+        with nullcontext() if patient else pytest.raises(StalledError):
+            await http.send("POST", server.url, {}, what="join it", patient=patient)
+
+    assert (blanks == 8) is patient
 
 
 async def test_cancelled_it_closes_the_connection(http: Http) -> None:

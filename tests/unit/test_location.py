@@ -33,7 +33,8 @@ COMPONENT = st.text(
         ("s3://bucket//a//b/", "s3", "bucket", "a/b"),
         ("s3://bucket/a%20b", "s3", "bucket", "a%20b"),
         ("s3://bucket/what?", "s3", "bucket", "what?"),
-        ("gs://bucket/a=1?b=2", "gs", "bucket", "a=1?b=2"),
+        ("gs://bucket/what?b", "gs", "bucket", "what?b"),
+        ("memory://m/a=1?b=2", "memory", "m", "a=1?b=2"),
         ("memory://m/x", "memory", "m", "x"),
         ("peer://host:7070/trial", "peer", "host:7070", "trial"),
         ("abfs+x.y-z://c/d", "abfs+x.y-z", "c", "d"),
@@ -74,6 +75,15 @@ def test_options_are_those_that_a_scheme_knows() -> None:
         Location.parse("s3://bucket/run?colour=blue")
 
 
+def test_google_may_be_another_server() -> None:
+    location = Location.parse("gs://bucket/run?endpoint_url=http://localhost:9000")
+
+    assert location.path == "run"
+    assert location.options == {"endpoint_url": "http://localhost:9000"}
+    with pytest.raises(ConfigError, match="takes the options endpoint_url; not region"):
+        Location.parse("gs://bucket/run?region=eu")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -103,6 +113,10 @@ def test_what_is_no_location_is_refused(text: str, message: str) -> None:
         "https://host/x?sv=1&sig=hunter2",
         "file:///x?password=hunter2",
         "memory://m/x?account_key=hunter2",
+        "webhdfs://host:9870/x?delegation=hunter2",
+        "s3://bucket/run?endpoint_url=http://me:hunter2@host",
+        "s3://bucket/run?endpoint_url=http://host/%3Fx=hunter2",
+        "gs://bucket/run?endpoint_url=http://host/?token=hunter2",
     ],
 )
 def test_a_key_in_a_location_is_refused_and_not_echoed(text: str) -> None:

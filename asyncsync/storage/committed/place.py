@@ -106,7 +106,9 @@ class Place:
             elif refused := set(caps.refused_characters).intersection(file.path):
                 reason = f"this store keeps no names with {quote(min(refused))} in them; rename it"
             elif file.size_bytes > caps.max_parts * CHUNK_BYTES:
-                reason = f"it is larger than {caps.max_parts} parts of {CHUNK_BYTES} bytes"
+                reason = (
+                    f"it is larger than {caps.max_parts} parts of {CHUNK_BYTES} bytes; split it"
+                )
             if reason:
                 raise RefusedError(
                     f"name {quote(file.path)} refused: {reason}", side="target", paths=[file.path]

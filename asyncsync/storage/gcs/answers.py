@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeGuard
 
 from ...errors import (
@@ -21,7 +20,7 @@ from ...errors import (
     TransientError,
     quote,
 )
-from ..http import Answer
+from ..http import Answer, retry_after_s
 from ..objects import Condition, Examined, ObjectInfo
 
 __all__ = [
@@ -35,7 +34,6 @@ __all__ = [
     "examined",
     "failure",
     "hash_of",
-    "http_time",
     "not_gcs",
     "recoded",
     "stored",
@@ -124,14 +122,6 @@ def recoded(headers: Mapping[str, str]) -> bool:
     return headers.get("X-Goog-Stored-Content-Encoding", sent) != sent
 
 
-def http_time(text: str | None) -> float | None:
-    """Unix seconds of a `Date` or `Last-Modified`; None if it is missing or makes no sense."""
-    try:
-        return parsedate_to_datetime(text).timestamp() if text else None
-    except ValueError:
-        return None
-
-
 def condition_query(condition: Condition | None) -> dict[str, str]:
     """The parameters that make a write conditional."""
     if condition is None:
@@ -151,17 +141,17 @@ def failure(what: str, answer: Answer, *, of_object: bool = True) -> AsyncSyncEr
         of_object: whether a 404 may mean that there is no such object; otherwise it is the bucket.
     """
     message, reasons = _explained(bytes(answer.body))
-    retry_after_s = _retry_after_s(answer.headers)
+    wait_s = retry_after_s(answer.headers)
     status = answer.status
     if status in (429, 503) or (status == 403 and reasons & _TOO_FAST):
         return SlowDownError(
-            f"{what}: the store asks for fewer requests ({status})", retry_after_s=retry_after_s
+            f"{what}: the store asks for fewer requests ({status})", retry_after_s=wait_s
         )
     if status == 501:
         return UnsupportedError(f"{what}: the server cannot do this (501)")
     if status in (408, 409) or status >= 500:
         return TransientError(
-            f"{what}: the store failed ({_with(status, message)})", retry_after_s=retry_after_s
+            f"{what}: the store failed ({_with(status, message)})", retry_after_s=wait_s
         )
     if status < 400 or _is_page(answer):
         return not_gcs(what)
@@ -238,14 +228,6 @@ def _with(status: int, message: str) -> str:
 def _is_page(answer: Answer) -> bool:
     kind = answer.headers.get("Content-Type", "")
     return kind.startswith("text/html") and bytes(answer.body).lstrip().startswith(b"<")
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    text = headers.get("Retry-After", "")
-    if text.isdigit():
-        return float(text)
-    then, now = http_time(text), http_time(headers.get("Date"))
-    return max(0.0, then - now) if then is not None and now is not None else None
 
 
 # ---------------------------------------------------------------- the bucket

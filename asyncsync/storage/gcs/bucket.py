@@ -23,7 +23,7 @@ from ...errors import (
 from ...secrets import Secret
 from ...units import MIB
 from ..checksums import crc32c, crc_text
-from ..http import Answer
+from ..http import Answer, http_time
 from ..objects import Condition, Data, Examined, Fetched, ObjectInfo
 from .answers import (
     Document,
@@ -36,7 +36,6 @@ from .answers import (
     examined,
     failure,
     hash_of,
-    http_time,
     not_gcs,
     recoded,
     stored,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import formatdate
 from html import unescape
 from typing import NamedTuple
 
@@ -21,17 +21,17 @@ from ...errors import (
     TransientError,
     quote,
 )
-from ..http import Answer
+from ..http import Answer, retry_after_s
 
 __all__ = [
     "EXPIRED",
     "SKEWED",
     "Fault",
-    "date_of",
     "error_of",
     "fault_of",
-    "is_document",
     "is_page",
+    "lacking",
+    "no_document",
     "not_s3",
     "rejects_extras",
 ]
@@ -42,7 +42,6 @@ EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyI
 
 _PAGES = (b"<!doctype html", b"<html")
 _MAX_MESSAGE = 200
-_MAX_WAIT_S = 300.0
 _FIELDS = (b"Code", b"Message", b"Region")
 _FIELD = re.compile(rb"<(Code|Message|Region)>([^<]*)</\1>")
 
@@ -139,16 +138,29 @@ def fault_of(answer: Answer) -> Fault:
 
 def is_page(answer: Answer) -> bool:
     """Whether this comes from something else than an S3 server: a web page, a captive portal."""
-    if any(name.lower().startswith("x-amz") for name in answer.headers):
+    if _is_of_s3(answer):
         return False
     kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     return kind == "text/html" or bytes(answer.body[:256]).lstrip().lower().startswith(_PAGES)
 
 
-def is_document(answer: Answer) -> bool:
-    """Whether a success holds what an S3 server sends where no object was asked for."""
-    body = bytes(answer.body[:256]).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return not body or (body[:1] == b"<" and not body.startswith(_PAGES))
+def _is_of_s3(answer: Answer) -> bool:
+    return any(name.lower().startswith("x-amz") for name in answer.headers)
+
+
+def no_document(what: str, answer: Answer) -> AsyncSyncError | None:
+    """The error for a success without a document; None where there is one."""
+    body = bytes(answer.body).lstrip(b"\xef\xbb\xbf \t\r\n")[:256].lower()
+    if body[:1] == b"<" and not body.startswith(_PAGES):
+        return None
+    return lacking(what, answer, "body") if not body else not_s3(what, answer)
+
+
+def lacking(what: str, answer: Answer, part: str) -> AsyncSyncError:
+    """The error for a success without what belongs to one; an S3 server may have failed then."""
+    if _is_of_s3(answer):
+        return TransientError(f"{what}: the answer has no {part}; try again")
+    return not_s3(what, answer)
 
 
 def not_s3(what: str, answer: Answer) -> ConfigError:
@@ -169,21 +181,28 @@ def rejects_extras(fault: Fault) -> bool:
 _NOT_EXTRAS = frozenset({"InvalidPartOrder", "EntityTooSmall", "EntityTooLarge", "KeyTooLongError"})
 
 
-def error_of(what: str, answer: Answer | Fault, *, now: float) -> AsyncSyncError:
+def error_of(
+    what: str, answer: Answer | Fault, *, now: float, replaces: bool = False
+) -> AsyncSyncError:
     """The error for a failed request.
 
     Args:
         what: the request, in words.
         now: Unix seconds of this machine's clock.
+        replaces: it was to replace one version of an object; then a missing key is another version.
     """
     if isinstance(answer, Answer):
         if is_page(answer) and answer.status < 500:
             return not_s3(what, answer)
         answer = fault_of(answer)
+    if replaces and answer.code == "NoSuchKey":
+        return PreconditionError(
+            f"{what}: it is gone by now ({answer.status} NoSuchKey); look at what is there"
+        )
     kind = _kind(answer)
     text = f"{what}: {_reason(answer)}{_advice(kind, answer, now)}"
     if issubclass(kind, TransientError):
-        return kind(text, retry_after_s=_wait_s(answer.headers))
+        return kind(text, retry_after_s=retry_after_s(answer.headers))
     return kind(text)
 
 
@@ -216,24 +235,3 @@ def _advice(kind: type[AsyncSyncError], fault: Fault, now: float) -> str:
         return "; check the endpoint and the region"
     code = fault.code or {403: "AccessDenied", 412: "PreconditionFailed"}.get(fault.status, "")
     return f"; {_ADVICE[code]}" if code in _ADVICE else ""
-
-
-def _wait_s(headers: Mapping[str, str]) -> float | None:
-    """Retry-After in seconds, also where it is a date; that is taken by the server's own clock."""
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text), _MAX_WAIT_S)
-    until, at = _moment(text), date_of(headers)
-    return None if until is None or at is None else min(max(until - at, 0.0), _MAX_WAIT_S)
-
-
-def date_of(headers: Mapping[str, str]) -> float | None:
-    """What the server's clock said, in Unix seconds; None if it did not say."""
-    return _moment(headers.get("Date", ""))
-
-
-def _moment(text: str) -> float | None:
-    try:
-        return parsedate_to_datetime(text).timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return None

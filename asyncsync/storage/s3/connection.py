@@ -15,17 +15,15 @@ from ...clock import Clock
 from ...concurrency import Threads
 from ...errors import AsyncSyncError, ConfigError, quote
 from ...units import KIB
-from ..http import Answer, Http
+from ..http import Answer, Http, http_time
 from ..objects import Data
 from . import sdk
 from .answers import (
     EXPIRED,
     SKEWED,
-    date_of,
     error_of,
     fault_of,
-    is_document,
-    not_s3,
+    no_document,
 )
 from .credentials import CredentialChain, unlogged
 from .signing import UNSIGNED_PAYLOAD, Scope, sha256_hex, sign
@@ -35,6 +33,7 @@ __all__ = ["Connection"]
 _EMPTY = sha256_hex(b"")
 _IN_A_THREAD_BYTES = 256 * KIB
 _REASONS = frozenset({400, 401, 403})
+_WITHOUT_DOCUMENT = frozenset({"HEAD", "DELETE"})
 _MUTE = frozenset({301, 307, *_REASONS})  # what a HEAD cannot explain: it has no body
 
 _what: ContextVar[str] = ContextVar("what", default="ask S3")
@@ -138,12 +137,12 @@ class Connection:
 
     def clock_offset_s(self, headers: Mapping[str, str]) -> float | None:
         """The server's clock minus ours, by an answer that has just come."""
-        theirs = date_of(headers)
+        theirs = http_time(headers.get("Date"))
         return None if theirs is None else theirs - self._clock.now()
 
-    def error(self, what: str, answer: Answer) -> AsyncSyncError:
-        """The error for an answer that is a failure."""
-        return error_of(what, answer, now=self._clock.now())
+    def error(self, what: str, answer: Answer, *, replaces: bool = False) -> AsyncSyncError:
+        """The error for an answer that is a failure; see `error_of`."""
+        return error_of(what, answer, now=self._clock.now(), replaces=replaces)
 
     async def aclose(self) -> None:
         """Let go of every connection. Again: no effect."""
@@ -191,9 +190,10 @@ class Connection:
         request = _Request(method, url, headers, what, payload, body)
         answer = await self._answered(await self._open(what), request)
         if answer.status >= 300:
-            raise self.error(what, answer)
-        if not is_document(answer):
-            raise not_s3(what, answer)
+            raise self.error(what, answer, replaces=method == "POST" and "If-Match" in headers)
+        fault = None if method in _WITHOUT_DOCUMENT else no_document(what, answer)
+        if fault is not None:
+            raise fault
         return answer
 
     async def _answered(self, opened: _Opened, request: _Request) -> Answer:
@@ -227,6 +227,7 @@ class Connection:
                 what=request.what,
                 data=request.data,
                 into=request.into,
+                patient=request.method == "POST",
             )
             repair = _repair(answer)
             if repair is None or repair in repaired:

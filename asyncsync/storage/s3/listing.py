@@ -88,8 +88,8 @@ async def _pages(
 
 
 def unquoted(tag: str) -> str:
-    """A tag without the quotes around it."""
-    return tag.removeprefix('"').removesuffix('"')
+    """A tag without the quotes around it; a weak one stays as it is."""
+    return tag if tag.startswith("W/") else tag.removeprefix('"').removesuffix('"')
 
 
 def _listed(item: Mapping[str, Any]) -> ObjectInfo:

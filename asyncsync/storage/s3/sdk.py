@@ -10,6 +10,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from functools import cache
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import (
@@ -165,7 +166,8 @@ def _response(url: str, answer: Answer) -> Any:
     from aiobotocore.awsrequest import AioAWSResponse  # noqa: PLC0415 - heavy, loaded by now
 
     headers = {name.lower(): value for name, value in answer.headers.items()}
-    return AioAWSResponse(url, answer.status, headers, _Body(bytes(answer.body)))
+    body = bytes(answer.body).lstrip()  # white space that kept the connection open is no XML
+    return AioAWSResponse(url, answer.status, headers, _Body(body))
 
 
 @contextmanager
@@ -183,7 +185,7 @@ def sdk_errors(what: str) -> Iterator[None]:
         ours = _ours(what, exc)
         if ours is None:
             raise
-        raise ours from exc
+        raise ours from None  # theirs may show an endpoint with its password
 
 
 def _ours(what: str, exc: Exception) -> AsyncSyncError | None:
@@ -194,6 +196,9 @@ def _ours(what: str, exc: Exception) -> AsyncSyncError | None:
         return error_of(what, _fault(exc), now=0.0)
     if isinstance(exc, ResponseParserError):
         return TransientError(f"{what}: the answer is not a whole document")
+    if untold := _untold(exc):
+        kind, text = untold
+        return kind(f"{what}: {text}")
     text = " ".join(str(exc).split())[:300]
     if isinstance(exc, foreign.ParamValidationError) and "bucket name" in text:
         return ConfigError(
@@ -211,12 +216,32 @@ def _ours(what: str, exc: Exception) -> AsyncSyncError | None:
         foreign.ProfileNotFound: ConfigError,
         foreign.ParamValidationError: ConfigError,
         foreign.BotoCoreError: ConfigError,
-        ValueError: ConfigError,  # an endpoint that is no URL
+        FileNotFoundError: ConfigError,  # of what the configuration names
+        PermissionError: ConfigError,
     }
     for kind in type(exc).__mro__:
         if kind in kinds:
-            advice = "; check the endpoint" if kind is ValueError else ""
-            return kinds[kind](f"{what}: {quote(text)}{advice}")
+            return kinds[kind](f"{what}: {quote(text)}")
+    return None
+
+
+def _untold(exc: Exception) -> tuple[type[AsyncSyncError], str] | None:
+    """The error, in our words, for one whose own text may hold a secret."""
+    from botocore import exceptions as foreign  # noqa: PLC0415 - heavy, loaded by now
+
+    of_process = isinstance(exc, foreign.CredentialRetrievalError) and (
+        exc.kwargs.get("provider") == "custom-process"
+    )
+    if of_process or isinstance(exc, JSONDecodeError | UnicodeDecodeError):
+        return AccessDeniedError, (
+            "the program that credential_process names gave none; run it by hand to see why"
+        )
+    of_botocore = isinstance(exc, foreign.BotoCoreError)
+    if str(exc).startswith("Custom endpoint") or (isinstance(exc, ValueError) and not of_botocore):
+        return ConfigError, (
+            "the endpoint is not the address of a server, such as https://host:9000; check "
+            "endpoint_url and AWS_ENDPOINT_URL"
+        )
     return None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote as percent
 
@@ -23,9 +22,10 @@ from ...errors import (
     RefusedError,
     TransientError,
     quote,
+    quote_some,
 )
 from ..checksums import crc_text
-from ..http import Answer
+from ..http import Answer, http_time
 from ..objects import (
     Capabilities,
     Condition,
@@ -36,7 +36,7 @@ from ..objects import (
     Part,
     Upload,
 )
-from .answers import fault_of, is_page, not_s3, rejects_extras
+from .answers import fault_of, is_page, lacking, not_s3, rejects_extras
 from .checks import Ongoing, Proof, check_echo, prove_crc, prove_md5
 from .connection import Connection
 from .listing import list_objects, list_uploads, unquoted
@@ -138,6 +138,16 @@ class S3Objects:
             self._check(what, answer)
         except NotFoundError:
             return
+        except PreconditionError:
+            if await self._exists(key):
+                raise
+
+    async def _exists(self, key: str) -> bool:
+        try:
+            await self.head(key)
+        except NotFoundError:
+            return False
+        return True
 
     # -- listings
 
@@ -233,8 +243,7 @@ class S3Objects:
         async with self._connection.sdk(what) as client:
             answer = await client.head_bucket(Bucket=self._connection.bucket)
         offset_s = self._connection.clock_offset_s(_named(answer["ResponseMetadata"]))
-        note = await self._lifecycle_note()
-        return Examined(offset_s, (note,) if note else ())
+        return Examined(offset_s, (await self._lifecycle_note(),))
 
     async def _lifecycle_note(self) -> str:
         what = f"read the lifecycle rules of s3://{quote(self._connection.bucket)}"
@@ -253,7 +262,12 @@ class S3Objects:
             return f"the lifecycle rules may not be read; {advice}"
         except PermanentError:
             return f"the store has no lifecycle rules; {advice}"
-        return "" if any(map(_aborts, answer.get("Rules", ()))) else f"there is none: {advice}"
+        if not (rules := [rule for rule in answer.get("Rules", ()) if _aborts(rule)]):
+            return f"no lifecycle rule aborts uploads; {advice}"
+        below = sorted({_prefix(rule) for rule in rules})
+        if "" in below:
+            return "a lifecycle rule aborts incomplete multipart uploads, wherever they are"
+        return f"lifecycle rules abort uploads only below {quote_some(below)}; elsewhere, {advice}"
 
     async def aclose(self) -> None:
         await self._connection.aclose()
@@ -272,9 +286,9 @@ class S3Objects:
             limit = self.capabilities.max_key_bytes
             raise PermanentError(f"{what}: the key is longer than {limit} bytes")
 
-    def _check(self, what: str, answer: Answer) -> None:
+    def _check(self, what: str, answer: Answer, *, replaces: bool = False) -> None:
         if answer.status >= 300 or is_page(answer):
-            raise self._connection.error(what, answer)
+            raise self._connection.error(what, answer, replaces=replaces)
 
     def _info(self, what: str, key: str, answer: Answer, size_bytes: int) -> ObjectInfo:
         return ObjectInfo(key, size_bytes, _tag_of(what, answer), _modified_at(answer))
@@ -294,7 +308,7 @@ class S3Objects:
             proof = await prove_md5(data, self._threads)
             answer = await send(proof)
             self._sends_crc = self._sends_crc and answer.status >= 300
-        self._check(what, answer)
+        self._check(what, answer, replaces="If-Match" in headers)
         tag = _tag_of(what, answer)
         if not check_echo(what, proof, answer.headers, tag) and proof.crc is not None:
             self._sends_crc = False
@@ -328,15 +342,12 @@ def _quoted(tag: str) -> str:
 def _tag_of(what: str, answer: Answer) -> str:
     tag = unquoted(answer.headers.get("ETag", ""))
     if not tag:
-        raise not_s3(what, answer)
+        raise lacking(what, answer, "ETag")
     return tag
 
 
 def _modified_at(answer: Answer) -> float:
-    try:
-        return parsedate_to_datetime(answer.headers.get("Last-Modified", "")).timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
+    return http_time(answer.headers.get("Last-Modified")) or 0.0
 
 
 def _check_tag(what: str, info: ObjectInfo, tag: str | None) -> None:
@@ -383,7 +394,17 @@ def _checked_part(part: Part, ongoing: Ongoing) -> dict[str, Any]:
 
 
 def _aborts(rule: Mapping[str, Any]) -> bool:
-    return rule.get("Status") == "Enabled" and "AbortIncompleteMultipartUpload" in rule
+    """Whether a lifecycle rule ends uploads; S3 lets none do so by tags or sizes."""
+    return (
+        rule.get("Status") == "Enabled"
+        and "AbortIncompleteMultipartUpload" in rule
+        and rule.get("Filter", {}).keys() <= {"Prefix"}
+    )
+
+
+def _prefix(rule: Mapping[str, Any]) -> str:
+    """What the keys have in common that a rule is for; older rules have no filter."""
+    return str(rule.get("Filter", rule).get("Prefix", ""))
 
 
 def _named(metadata: Mapping[str, Any]) -> dict[str, str]:
