@@ -174,7 +174,8 @@ class FakeS3(Uploads):
             reply = reset_reply()  # the client has gone
         request.status = reply.status
         reply.headers.setdefault("Date", http_date(self.now()))
-        reply.headers.setdefault("x-amz-request-id", f"{request.number:016X}")
+        if reply.headers.get("Content-Type") != "text/html":  # a page comes from something else
+            reply.headers.setdefault("x-amz-request-id", f"{request.number:016X}")
         if reply.delivery is not None:
             return _Delivered(request, reply)
         return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
