@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 __all__ = [
+    "MARKED_TYPE",
     "Capabilities",
     "Condition",
     "Data",
@@ -20,6 +21,9 @@ __all__ = [
 ]
 
 Data = bytes | bytearray | memoryview
+
+MARKED_TYPE = "application/octet-stream; writer=asyncsync"
+"""Content type of everything that asyncsync writes, where a store keeps one for each object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +54,19 @@ class Capabilities:
 
 
 class ObjectInfo(NamedTuple):
-    """An object as it is in the store. `tag` changes with every write (ETag, generation)."""
+    """An object as it is in the store.
+
+    Attributes:
+        tag: another one after every write (ETag, generation).
+        modified_at: by the store's clock, in seconds since 1970; 0: not known.
+        marked: `head` or `get` has found its content type to be MARKED_TYPE, so asyncsync wrote it.
+    """
 
     key: str
     size_bytes: int
     tag: str
     modified_at: float = 0.0
+    marked: bool = False
 
 
 class Fetched(NamedTuple):

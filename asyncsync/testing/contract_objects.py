@@ -10,6 +10,7 @@ import pytest
 
 from ..errors import NotFoundError, PreconditionError, TransientError
 from ..storage.objects import Condition, ObjectStore, Upload
+from ..units import MIB
 
 __all__ = ["ObjectStoreContract"]
 
@@ -265,7 +266,23 @@ class ObjectStoreContract:
         info = await store.complete_upload(upload, [first, second])
 
         assert (await store.get("k")).data == head + tail
-        assert info == (await store.head("k"))._replace(modified_at=info.modified_at)
+        found = await store.head("k")
+        assert (found.key, found.size_bytes, found.tag) == (info.key, info.size_bytes, info.tag)
+
+    async def test_a_mark_is_on_everything_or_on_nothing(self, store: ObjectStore) -> None:
+        size_bytes = store.capabilities.min_part_bytes
+        await store.put("small", b"bytes")
+        await store.put("large", bytes(9 * MIB))
+        upload = await store.create_upload("parts")
+        parts = [await store.put_part(upload, n, bytes(size_bytes)) for n in (1, 2)]
+        await store.complete_upload(upload, parts)
+        names = ("small", "large", "parts")
+
+        heads = {(await store.head(name)).marked for name in names}
+        gets = {(await store.get(name, 0, 1)).info.marked for name in names}
+
+        assert len(heads) == 1
+        assert gets == heads
 
     async def test_an_upload_shows_nothing_before_it_completes(self, store: ObjectStore) -> None:
         await store.put("k", b"old")

@@ -15,8 +15,10 @@ from asyncsync.events import Kept, Reduced, Retrying
 from asyncsync.names import ATTEMPT, MANIFEST
 from asyncsync.storage import Deleted
 from asyncsync.storage.committed.record import Record
+from asyncsync.storage.objects import MARKED_TYPE
 
 from ..fakes.s3_bucket import Stored as S3Stored
+from ..fakes.s3_faults import call
 from . import gcs_place, s3_place
 from .gcs_place import GcsPlace
 from .s3_place import S3Place, one_line, raises
@@ -161,16 +163,36 @@ async def test_a_server_that_ignores_conditions_is_announced_once_and_works_for_
 
 
 async def _left_behind(place: S3Place | GcsPlace) -> None:
-    """An attempt has claimed `a` and `old` and sent only `old`; ten minutes later `a` came."""
-    record = Record(kind="write", attempt="0" * 32, writer="them", paths=frozenset({"a", "old"}))
-    place.fake.put(place.key(ATTEMPT), msgspec.json.encode(record))
-    place.fake.put(place.key("old"), b"theirs")
-    stored = place.fake.put(place.key("a"), b"copied by hand")
+    """An attempt has claimed `a` and `old` and sent only `old`; ten minutes later `a` came.
+
+    With a tool that copies what we mark our objects with.
+    """
+    await _left_just_now(place)
+    _put(place, "a", b"copied by hand", later_s=600, content_type=MARKED_TYPE)
+
+
+LEFT = Record(kind="write", attempt="0" * 32, writer="them", paths=frozenset({"a", "old"}))
+
+
+def _put(
+    place: S3Place | GcsPlace,
+    path: str,
+    data: bytes,
+    *,
+    later_s: float = 0.0,
+    content_type: str = "text/plain",
+) -> None:
+    """An object is there all of a sudden, dated later."""
+    stored = place.fake.put(place.key(path), data)
     if isinstance(place, S3Place) and isinstance(stored, S3Stored):
-        later = replace(stored, modified=stored.modified + 600)
-        place.fake.objects["bucket"][place.key("a")] = later
+        place.fake.objects["bucket"][place.key(path)] = replace(
+            stored,
+            modified=stored.modified + later_s,
+            headers={"Content-Type": content_type},
+        )
     elif not isinstance(stored, S3Stored):
-        stored.updated_at += 600
+        stored.updated_at += later_s
+        stored.content_type = content_type
 
 
 async def test_what_came_after_an_attempt_had_died_is_kept_by_the_next_one(
@@ -206,3 +228,112 @@ async def test_what_came_after_an_attempt_had_died_is_not_deleted(
 
     assert deleted == Deleted(1, ("a",))
     assert place.held() == {"a": b"copied by hand"}
+
+
+# -- what others put where an attempt is at work, or has died a moment ago
+
+
+async def _left_just_now(place: S3Place | GcsPlace) -> None:
+    """The same a moment ago, and `a` has not come yet."""
+    _put(place, ATTEMPT, msgspec.json.encode(LEFT), content_type=MARKED_TYPE)
+    _put(place, "old", b"theirs", content_type=MARKED_TYPE)
+
+
+def _comes_before(place: S3Place | GcsPlace, request: tuple[str, str], path: str) -> None:
+    """Somebody puts `a` when the first such request, at S3 or at GCS, comes for `path`."""
+    if isinstance(place, S3Place):
+        effect = call(lambda _: _put(place, "a", b"copied by hand"), "early")
+        place.fake.faults.append(place.fault(effect, request[0], path))
+    else:
+        place.fault(request[1], path, before=lambda _: _put(place, "a", b"copied by hand"))
+
+
+@pytest.mark.parametrize(
+    "at",
+    [None, ("HeadObject", "get")],
+    ids=["before it is taken over", "before it is written again"],
+)
+async def test_what_came_in_place_of_a_dead_attempts_object_is_not_overwritten(
+    at: tuple[str, str] | None, place: S3Place | GcsPlace
+) -> None:
+    await _left_just_now(place)
+    if at is None:
+        _put(place, "a", b"copied by hand")
+    else:
+        _comes_before(place, at, "a")
+
+    with raises(ClashError) as caught:
+        await place.syncer.sync_up(await place.make(NEW), place.location)
+
+    assert caught.value.paths == ("a",)
+    assert place.held() == {"a": b"copied by hand"}
+
+
+async def test_what_a_dead_attempt_had_written_is_written_again(place: S3Place | GcsPlace) -> None:
+    await _left_just_now(place)
+    _put(place, "a", b"half of it", content_type=MARKED_TYPE)
+
+    await place.syncer.sync_up(await place.make(NEW), place.location)
+
+    await place.check(NEW)
+
+
+@pytest.mark.parametrize(
+    "at", [None, ("PutObject", "media")], ids=["before it is taken over", "before the last file"]
+)
+async def test_what_came_in_place_of_a_dead_attempts_object_stays_in_the_new_tree(
+    at: tuple[str, str] | None, place: S3Place | GcsPlace
+) -> None:
+    await _left_just_now(place)
+    if at is None:
+        _put(place, "a", b"copied by hand")
+    else:
+        _comes_before(place, at, "b")
+
+    await place.syncer.sync_up(await place.make({"b": b"new"}), place.location)
+
+    held = place.held()
+    assert held.pop(MANIFEST)
+    assert held == {"a": b"copied by hand", "b": b"new"}
+
+
+async def test_what_came_in_place_of_a_dead_attempts_object_stays_when_the_next_one_fails(
+    place: S3Place | GcsPlace,
+) -> None:
+    await _left_just_now(place)
+    _put(place, "b", b"others have this name")
+    _comes_before(place, ("GetObject", "read"), "b")
+
+    with raises(ClashError):
+        await place.syncer.sync_up(await place.make({"b": b"new"}), place.location)
+
+    assert place.held() == {"a": b"copied by hand", "b": b"others have this name"}
+
+
+async def test_what_came_in_place_of_a_dead_attempts_object_is_not_deleted(
+    place: S3Place | GcsPlace,
+) -> None:
+    await _left_just_now(place)
+    _put(place, "a", b"copied by hand")
+
+    deleted = await place.syncer.delete(place.location)
+
+    assert deleted == Deleted(1, ("a",))
+    assert place.held() == {"a": b"copied by hand"}
+
+
+async def test_what_a_manifest_lists_is_replaced_though_a_copy_has_lost_our_mark(
+    place: S3Place | GcsPlace,
+) -> None:
+    await place.up()
+    for path, data in place.held().items():
+        _put(place, path, data)
+    record = Record(
+        kind="write", attempt="0" * 32, writer="them", listed=frozenset(place.tree), released=True
+    )
+    _put(place, ATTEMPT, msgspec.json.encode(record), content_type=MARKED_TYPE)
+    del place.objects[place.key(MANIFEST)]
+
+    await place.syncer.sync_up(await place.make(NEW, "newer"), place.location)
+
+    await place.check(NEW)

@@ -1008,3 +1008,26 @@ async def test_a_delete_takes_along_what_a_probe_left_that_was_killed() -> None:
     await trees(memory).delete("tree")
 
     assert await keys(memory) == []
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+async def test_one_refusal_out_of_the_blue_does_not_end_the_protection(at: int) -> None:
+    class Stumbles(MemoryObjects):
+        puts = 0
+
+        async def put(
+            self, key: str, data: Data, *, condition: Condition | None = None
+        ) -> ObjectInfo:
+            self.puts += 1
+            if self.puts == at:
+                raise PermanentError("NotImplemented")
+            return await super().put(key, data, condition=condition)
+
+    memory = Stumbles(Capabilities())
+    heard: list[Event] = []
+    store = CommittedTrees(memory, clock=FakeClock(), observe=heard.append)
+    await save(store, "tree", OLD)
+
+    assert heard == []
+    assert (await store.probe("tree")).exclusive
+    assert [i.key async for i in memory.scan("") if "attempt" in i.key] == []

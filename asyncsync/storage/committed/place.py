@@ -63,12 +63,14 @@ class Place:
     Attributes:
         where: the tree, for messages.
         conditional: conditions work, so that two writers are kept apart.
+        marks: the store keeps our mark: it was on the attempt record when that was last read.
     """
 
     def __init__(
         self, objects: ObjectStore, name: str, *, conditional: bool, store: str = ""
     ) -> None:
         self.objects, self.name, self.conditional = objects, name, conditional
+        self.marks = False
         self.where = quote("/".join(filter(None, (store, name)))) or "the root of the store"
         self.prefix = f"{name}/" if name else ""
         self.manifest_key = self.key(MANIFEST)
@@ -189,6 +191,19 @@ class Place:
             return await self.objects.head(self.key(path))
         except NotFoundError:
             return None
+
+    async def unmarked(self, paths: Iterable[str]) -> frozenset[str]:
+        """Those of `paths` at which somebody else wrote, as far as the store lets us know."""
+        found: set[str] = set()
+
+        async def look(path: str) -> None:
+            there = await self.head(path)
+            if there is not None and not there.marked:
+                found.add(path)
+
+        if self.marks:
+            await each(sorted(paths), look)
+        return frozenset(found)
 
     async def delete(self, paths: Iterable[str]) -> None:
         """Delete the objects of `paths`; those that are gone already are no error."""

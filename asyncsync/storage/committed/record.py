@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from math import inf
 from typing import Literal, NamedTuple
 
 import anyio
@@ -36,6 +37,7 @@ TTL_S = 60.0
 _VERSION = 1
 _RANGE_BYTES = 16 * MIB  # of a record, read at once
 _READS = 5
+_TRIALS = 2  # of conditions that a store does not seem to know: any proxy may fail once
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, rename={"version": "asyncsync_attempt"}):
@@ -45,8 +47,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, rename={"version": "asyn
         kind: what is going on.
         attempt, writer: as in the intent; writer is empty for a delete.
         replaces: identity of the commit whose manifest it is about to delete or replace.
-        paths: objects that asyncsync wrote or is about to write or delete: ours, whatever happens.
-            The files of the replaced commit are added before the first of them is touched.
+        paths: objects that asyncsync wrote or is about to create.
+        listed: files of the commit that it is about to delete or replace, added before the first
+            of them is touched; for a delete, whatever it was told to delete.
         overwritten: files of the replaced commit that may hold other bytes than it says.
         released: the attempt has ended without finishing; anybody may take over at once.
     """
@@ -57,9 +60,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, rename={"version": "asyn
     writer: str = ""
     replaces: str | None = None
     paths: frozenset[str] = frozenset()
+    listed: frozenset[str] = frozenset()
     overwritten: frozenset[str] = frozenset()
     released: bool = False
     beat: int = 0
+
+    @property
+    def ours(self) -> frozenset[str]:
+        """What the attempt, or whoever takes over, may overwrite or delete."""
+        return self.paths | self.listed
 
 
 class _Held(NamedTuple):
@@ -83,6 +92,7 @@ async def read_record(place: Place) -> _Held | None:
         try:
             info, data = await place.objects.get(place.key(ATTEMPT), 0, _RANGE_BYTES)
             data = b"".join((data, *await _rest(place, info)))
+            place.marks = info.marked
         except NotFoundError:
             return None
         except PreconditionError:  # rewritten between two ranges
@@ -176,6 +186,7 @@ class Lease:
         merged = _change(
             wanted,
             paths=wanted.paths | left.paths,
+            listed=wanted.listed | left.listed,
             overwritten=wanted.overwritten | there.record.overwritten,
             beat=there.record.beat + 1,
         )
@@ -187,6 +198,7 @@ class Lease:
         *,
         replaces: str | None = None,
         paths: Iterable[str] | None = None,
+        listed: Iterable[str] | None = None,
         overwritten: Iterable[str] | None = None,
         released: bool = False,
     ) -> None:
@@ -205,6 +217,7 @@ class Lease:
                 old,
                 replaces=replaces or old.replaces,
                 paths=old.paths if paths is None else frozenset(paths),
+                listed=old.listed if listed is None else frozenset(listed),
                 overwritten=old.overwritten if overwritten is None else frozenset(overwritten),
                 released=released,
                 beat=old.beat + 1,
@@ -217,17 +230,22 @@ class Lease:
 
         Tried on the record itself, so that nothing else is left behind by a crash.
         """
+        for _ in range(_TRIALS):
+            try:
+                return await self._keeps_conditions()
+            except PermanentError as exc:
+                if type(exc) is not PermanentError:
+                    raise
+        self._place.conditional = False  # it does not know them at all
+        return False
+
+    async def _keeps_conditions(self) -> bool:
         if await self._is_accepted(None):
             return False
         stale = self._tag
         try:
             await self.update()
         except PreconditionError:  # refused although it is the right one
-            return False
-        except PermanentError as exc:
-            if type(exc) is not PermanentError:
-                raise
-            self._place.conditional = False  # it does not know the condition at all
             return False
         return not await self._is_accepted(stale)
 
@@ -260,6 +278,7 @@ class Lease:
         """BusyError if somebody else has taken over."""
         with suppress(NotFoundError):
             info = await self._place.objects.head(self._place.key(ATTEMPT))
+            self._place.marks = info.marked
             if info.tag == self._tag:
                 return
         there = await read_record(self._place)
@@ -287,16 +306,19 @@ class Lease:
 
 
 async def _still_theirs(place: Place, there: _Held) -> frozenset[str]:
-    """The paths of a record that was left behind, but for those at which something came later.
+    """The paths of a record that was left behind, but for those at which others wrote.
 
     An attempt shows life as long as it writes: what the store dates past the last sign of it is
-    somebody else's. Both dates are the store's; where it has none, all count as theirs.
+    somebody else's. Both dates are the store's; where it has none, all count as theirs. So is what
+    does not bear our mark, where the store keeps it.
     """
-    if not there.modified_at or not there.record.paths:
+    paths = there.record.paths - there.record.listed
+    if not paths:
         return there.record.paths
-    last = there.modified_at + TTL_S
-    later = {path async for path, info in place.scan() if info.modified_at > last}
-    return there.record.paths - later
+    last = there.modified_at + TTL_S if there.modified_at else inf
+    found = {path: info async for path, info in place.scan() if path in paths}
+    later = {path for path, info in found.items() if info.modified_at > last}
+    return there.record.paths - later - await place.unmarked(found.keys() - later)
 
 
 def _check_free(place: Place, there: _Held, wanted: Record, seen: Sightings) -> None:
@@ -350,7 +372,7 @@ async def let_go(place: Place, attempt: str) -> None:
     there = await read_record(place)
     if there is None or there.record.attempt != attempt:
         return
-    if there.record.paths or there.record.overwritten:
+    if there.record.ours or there.record.overwritten:
         free = _change(there.record, released=True, beat=there.record.beat + 1)
         await _write(place, free, there.tag)
     else:

@@ -237,9 +237,9 @@ class CommittedTrees:
         except PermanentError as exc:
             if type(exc) is not PermanentError:
                 raise
-            place.conditional = False  # the store does not know the condition at all
+            place.conditional = False  # the store does not seem to know the condition at all
             lease = await Lease.take(place, record, self._clock, self._seen)
-            return lease, False
+            place.conditional = True  # it may have been a proxy that failed once
         works = place.conditional = await lease.conditions_work()
         return lease, works
 
@@ -291,9 +291,9 @@ async def _recover(place: Place, lease: Lease, old: Found | None) -> None:
         return
     if left.kind == "delete":
         if old is None:
-            await _remove(place, left.paths)
+            await _remove(place, left.ours)
         lease.inherited = None
-        await lease.update(paths=(), overwritten=())
+        await lease.update(paths=(), listed=(), overwritten=())
     elif old is not None and old.manifest.header.attempt == left.attempt:
         await lease.update(overwritten=())
 
@@ -319,7 +319,7 @@ async def _visible(place: Place) -> AsyncGenerator[NewFile, None]:
     An empty object whose name ends in a slash is no file: consoles make such ones for folders.
     """
     held = await read_record(place)
-    hidden = held.record.paths if held is not None else frozenset()
+    hidden = held.record.ours if held is not None else frozenset()
     if hidden:
         found = await place.manifest()
         hidden -= found.manifest.files.keys() if found is not None else frozenset()
@@ -357,7 +357,7 @@ async def _delete(place: Place, lease: Lease, expect: str | None, *, uncommitted
     paths = await _everything(place) if old is None else await _listed(place, old.manifest)
     if not paths and not swept and old is None:
         raise await _absent(place)
-    await lease.update(replaces=old.manifest.identity if old else None, paths=paths)
+    await lease.update(replaces=old.manifest.identity if old else None, listed=paths)
     if old is not None:
         await _delete_manifest(place, old)
     await _remove(place, paths)
@@ -380,10 +380,10 @@ async def _sweep(place: Place, lease: Lease, old: Found | None) -> frozenset[str
     left = lease.inherited
     if left is None or (left.kind == "delete" and old is not None):
         return frozenset()
-    ours = left.paths - (old.manifest.files.keys() if old else frozenset())
-    await place.abort_uploads(lambda path: path in left.paths)
+    ours = left.ours - (old.manifest.files.keys() if old else frozenset())
+    await place.abort_uploads(left.ours.__contains__)
     await _remove(place, ours)
-    await lease.update(paths=())
+    await lease.update(paths=(), listed=())
     return ours
 
 

@@ -69,7 +69,7 @@ class CommittedWriter:
         self._place, self.lease, self._intent = place, lease, intent
         self._old, self._fresh, self._durability = old, fresh, durability
         self._old_paths = frozenset(old.manifest.files) if old else frozenset()
-        self._leftover = lease.record.paths - self._old_paths
+        self._leftover = lease.record.ours - self._old_paths
         self._claimed = set(self._leftover)
         self._foreign: set[str] = set()
         self._sent: set[str] = set()
@@ -191,7 +191,8 @@ class CommittedWriter:
         self._sent.discard(path)
         self._claimed.discard(path)
         self._foreign.add(path)
-        await self.lease.update(paths=self.lease.record.paths - {path})
+        record = self.lease.record
+        await self.lease.update(paths=record.paths - {path}, listed=record.listed - {path})
         return self._clash(path)
 
     async def _publish_file(self, state: Arriving) -> None:
@@ -242,6 +243,8 @@ class CommittedWriter:
         await self.lease.check()
         if there is None:
             return self._place.condition(absent=True)
+        if self._place.marks and not there.marked and not self._is_certain(path):
+            raise await self._beaten(path)
         return self._place.condition(tag=there.tag)
 
     # -- commit
@@ -295,7 +298,7 @@ class CommittedWriter:
         record = self.lease.record
         await self.lease.update(
             replaces=self._old.manifest.identity,
-            paths=record.paths | self._old_paths,
+            listed=record.listed | self._old_paths,
             overwritten=record.overwritten | (self._files.keys() & self._old_paths),
         )
 
@@ -304,6 +307,7 @@ class CommittedWriter:
         if self._visible:
             return
         stale = self._sent | self._leftover
+        stale -= await self._others(stale - manifest.files.keys())
         if self._old is not None and not self._intent.in_place:
             await self._delete_manifest(self._old)
             stale |= self._old_paths
@@ -391,6 +395,14 @@ class CommittedWriter:
         uploads = [state.upload for state in files if state.upload is not None]
         await each(uploads, self._place.objects.abort_upload)
 
+    async def _others(self, paths: Iterable[str]) -> frozenset[str]:
+        """Those of the claimed `paths` at which somebody else wrote."""
+        return await self._place.unmarked(p for p in paths if not self._is_certain(p))
+
+    def _is_certain(self, path: str) -> bool:
+        """Whether a manifest listed it: then it is ours, whoever wrote there last."""
+        return path in self._old_paths or path in self.lease.record.listed
+
     def _is_ours(self, path: str) -> bool:
         return path in self._uploading or path in self._old_paths or path in self._claimed
 
@@ -411,7 +423,8 @@ class CommittedWriter:
         if manifest is not None and self._old is not None:
             await self.lease.update(released=True)
             return
-        await self._place.delete((self._sent | self._leftover) - await self._listed())
+        kept = await self._others(self._leftover - self._sent)
+        await self._place.delete((self._sent | self._leftover) - kept - await self._listed())
         if self.lease.record.overwritten:
             await self.lease.update(paths=(), released=True)
         else:

@@ -21,7 +21,7 @@ from ...errors import (
     quote,
 )
 from ..http import Answer, retry_after_s
-from ..objects import Condition, Examined, ObjectInfo
+from ..objects import MARKED_TYPE, Condition, Examined, ObjectInfo
 
 __all__ = [
     "DroppedError",
@@ -95,6 +95,7 @@ def stored(what: str, found: Document) -> Stored:
             int(found["size"]),
             str(found["generation"]),
             datetime.fromisoformat(found["updated"]).timestamp() if "updated" in found else 0.0,
+            found.get("contentType") == MARKED_TYPE,
         )
     except (KeyError, TypeError, ValueError):
         raise not_gcs(what) from None

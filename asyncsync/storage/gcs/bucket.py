@@ -24,7 +24,7 @@ from ...secrets import Secret
 from ...units import MIB
 from ..checksums import crc32c, crc_text
 from ..http import Answer, http_time
-from ..objects import Condition, Data, Examined, Fetched, ObjectInfo
+from ..objects import MARKED_TYPE, Condition, Data, Examined, Fetched, ObjectInfo
 from .answers import (
     Document,
     Stored,
@@ -50,7 +50,6 @@ __all__ = ["Bucket"]
 
 _AT_ONCE_BYTES = 8 * MIB  # above it, an upload that breaks goes on where it was
 _INLINE_BYTES = 1 * MIB  # a checksum of more than this is computed in a thread
-_BINARY = {"Content-Type": "application/octet-stream"}
 _LISTED = "kind,nextPageToken,prefixes,items(name,size,generation,updated,crc32c)"
 _SETTINGS = "softDeletePolicy,versioning,retentionPolicy,lifecycle"
 
@@ -128,7 +127,8 @@ class Bucket:
         if start == 0 and len(answer.body) == size:
             await self._check_hash(what, answer)
         modified_at = http_time(headers.get("Last-Modified")) or 0.0
-        return Fetched(ObjectInfo(key, size, generation, modified_at), answer.body)
+        marked = headers.get("Content-Type") == MARKED_TYPE
+        return Fetched(ObjectInfo(key, size, generation, modified_at, marked), answer.body)
 
     async def _check_hash(self, what: str, answer: Answer) -> None:
         said = hash_of(answer.headers)
@@ -157,7 +157,7 @@ class Bucket:
             "POST",
             self._uploads,
             {"uploadType": "media", "name": key} | condition_query(condition),
-            _BINARY | {"X-Goog-Hash": f"crc32c={crc_text(crc)}"},
+            {"Content-Type": MARKED_TYPE, "X-Goog-Hash": f"crc32c={crc_text(crc)}"},
             what=what,
             data=data,
         )
@@ -208,7 +208,7 @@ class Bucket:
                 self._name,
                 key,
                 list(sources),
-                content_type=_BINARY["Content-Type"],
+                content_type=MARKED_TYPE,
                 params=condition_query(condition),
                 timeout=_LONG_PATIENCE,
             )
@@ -310,7 +310,7 @@ class Bucket:
             {"uploadType": "resumable", "name": key} | condition_query(condition),
             {
                 "Content-Type": "application/json; charset=UTF-8",
-                "X-Upload-Content-Type": _BINARY["Content-Type"],
+                "X-Upload-Content-Type": MARKED_TYPE,
                 "X-Upload-Content-Length": str(size_bytes),
             },
             what=what,

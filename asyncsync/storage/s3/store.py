@@ -27,6 +27,7 @@ from ...errors import (
 from ..checksums import crc_text
 from ..http import Answer, http_time
 from ..objects import (
+    MARKED_TYPE,
     Capabilities,
     Condition,
     Data,
@@ -43,7 +44,7 @@ from .listing import list_objects, list_uploads, unquoted
 
 __all__ = ["S3Objects"]
 
-_CONTENT_TYPE = {"Content-Type": "application/octet-stream"}
+_CONTENT_TYPE = {"Content-Type": MARKED_TYPE}
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -175,7 +176,8 @@ class S3Objects:
         what = self._what("begin an upload of", key)
         self._check_key(what, key)
         extras = _UPLOAD_CHECKS if self._checks_uploads else {}
-        answer = await self._with_extras(what, "create_multipart_upload", {"Key": key}, extras)
+        plain = {"Key": key, "ContentType": MARKED_TYPE}
+        answer = await self._with_extras(what, "create_multipart_upload", plain, extras)
         upload = Upload(key, answer["UploadId"])
         self._ongoing[upload.upload_id] = Ongoing(
             declared=answer.get("ChecksumAlgorithm") == "CRC32",
@@ -291,7 +293,8 @@ class S3Objects:
             raise self._connection.error(what, answer, replaces=replaces)
 
     def _info(self, what: str, key: str, answer: Answer, size_bytes: int) -> ObjectInfo:
-        return ObjectInfo(key, size_bytes, _tag_of(what, answer), _modified_at(answer))
+        marked = answer.headers.get("Content-Type") == MARKED_TYPE
+        return ObjectInfo(key, size_bytes, _tag_of(what, answer), _modified_at(answer), marked)
 
     async def _send(
         self, key: str, query: str, headers: Mapping[str, str], data: Data, what: str
