@@ -15,7 +15,7 @@ import anyio
 from .errors import ConfigError, StalledError
 from .units import MIB
 
-__all__ = ["Budget", "ByteBudget", "Threads", "beside", "each", "each_bounded", "quietly"]
+__all__ = ["Budget", "ByteBudget", "Threads", "beside", "each", "each_bounded", "finish", "quietly"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -249,6 +249,35 @@ async def _settled(future: asyncio.Future[T], timeout_s: float) -> None:
             cancelled = exc
     if cancelled is not None:
         raise cancelled
+
+
+async def finish(
+    call: Callable[[], Awaitable[T]],
+    *,
+    worth_it: Callable[[], bool] = lambda: True,
+    grace_s: float = 5.0,
+) -> T:
+    """Await `call()`, which cannot be taken back: cancelled, it gets `grace_s` more to end.
+
+    A server may act on a request long after its sender has hung up, and so after what the sender
+    did next. The cancellation goes on all the same.
+
+    Args:
+        worth_it: whether there is something to wait for, asked when cancelled.
+    """
+    task = asyncio.ensure_future(call())
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            try:
+                await asyncio.wait([task], timeout=grace_s if worth_it() else 0)
+            finally:
+                task.cancel()
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # not to be reported as lost: the cancellation is what counts
+        raise
 
 
 async def quietly(cleanup: Callable[[], Awaitable[object]], *, grace_s: float = 5.0) -> None:

@@ -17,10 +17,13 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import anyio
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.payload import Payload
+from anyio.lowlevel import checkpoint
 from yarl import URL
 
-from ..concurrency import Threads
+from ..concurrency import Threads, finish
 from ..errors import (
     AsyncSyncError,
     ConfigError,
@@ -100,9 +103,7 @@ class Http:
         trust = await threads.run(_trust, self._ca_file)
         self._proxies = getproxies()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=self._max_connections, ssl=trust, keepalive_timeout=_IDLE_S
-            ),
+            connector=_Connector(limit=self._max_connections, ssl=trust, keepalive_timeout=_IDLE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             auto_decompress=False,
@@ -132,6 +133,9 @@ class Http:
     ) -> Answer:
         """Send one request and read the whole answer. No status is an error here.
 
+        Cancelled when a write has left as a whole, it waits for the answer, five seconds at most:
+        what is deleted next must not come into being after that.
+
         Args:
             url: sent as it is: the caller has encoded it. It may be a secret.
             what: the request, as errors name it.
@@ -152,14 +156,35 @@ class Http:
         target = _parsed(url)
         if target is None:
             raise ConfigError(f"{what}: that is not the address of a server; check the endpoint")
+        alive_bytes = 1 if patient else _ALIVE_BYTES
+        if method not in ("PUT", "POST"):
+            return await self._send(method, target, headers, None, what, into, alive_bytes)
+        body = _Slices(data)
+        return await finish(
+            lambda: self._send(method, target, headers, body, what, into, alive_bytes),
+            worth_it=lambda: body.sent,
+        )
+
+    async def _send(
+        self,
+        method: str,
+        target: URL,
+        headers: Mapping[str, str],
+        data: _Slices | None,
+        what: str,
+        into: memoryview | None,
+        alive_bytes: int,
+    ) -> Answer:
         try:
             with anyio.move_on_after(self._stall_s) as scope:
-                pulse = _Pulse(scope, self._stall_s, 1 if patient else _ALIVE_BYTES)
+                pulse = _Pulse(scope, self._stall_s, alive_bytes)
+                if data is not None:
+                    data.pulse = pulse
                 async with self.session.request(
                     method,
                     target,
                     headers=headers,
-                    data=_Slices(data, pulse) if len(data) or method in ("PUT", "POST") else None,
+                    data=data,
                     allow_redirects=False,
                     proxy=self.proxy_for(target),
                 ) as response:
@@ -185,6 +210,7 @@ class Http:
         """Close every connection. Again: no effect."""
         if self._session is not None:
             await self._session.close()
+            await checkpoint()  # the loop lets go of aborted connections only now
 
 
 def _parsed(url: str) -> URL | None:
@@ -195,6 +221,21 @@ def _parsed(url: str) -> URL | None:
     except ValueError:
         return None
     return target if named else None
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Over TLS, drops what is not used again at once.
+
+    Closing it politely takes as long as the other side likes, and nobody would wait for that.
+    """
+
+    def _release(
+        self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
+    ) -> None:
+        should_close = should_close or protocol.should_close
+        if key.is_ssl and should_close:
+            protocol.abort()
+        super()._release(key, protocol, should_close=should_close)
 
 
 class _Pulse:
@@ -212,14 +253,20 @@ class _Pulse:
 
 
 class _Slices(Payload):
-    """A body in memory, written in slices; it can be written again on another connection."""
+    """A body in memory, written in slices; it can be written again on another connection.
+
+    Attributes:
+        pulse: told of every slice.
+        sent: all of it has left.
+    """
 
     _autoclose = True  # nothing to close
 
-    def __init__(self, data: Data, pulse: _Pulse) -> None:
+    def __init__(self, data: Data) -> None:
         super().__init__(data, content_type="application/octet-stream")
         self._size = len(data)
-        self._pulse = pulse
+        self.pulse: _Pulse | None = None
+        self.sent = False
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         return bytes(self._value).decode(encoding, errors)
@@ -234,7 +281,9 @@ class _Slices(Payload):
         for start in range(0, len(view), _SLICE_BYTES):
             piece = view[start : start + _SLICE_BYTES]
             await writer.write(piece)
-            self._pulse.beat(len(piece))
+            if self.pulse is not None:
+                self.pulse.beat(len(piece))
+        self.sent = True
 
 
 async def _read(

@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from asyncsync.errors import (
     BusyError,
+    ClashError,
     NotFoundError,
     RefusedError,
     TransientError,
@@ -272,3 +273,46 @@ async def test_a_good_lifecycle_rule_is_told(place: S3Place) -> None:
     found = await place.syncer.probe("s3://bucket/run")
 
     assert "a lifecycle rule aborts" in " ".join(found.capabilities.notes)
+
+
+# -- what was sent and not waited for
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await checkpoint()
+
+
+async def test_what_a_failed_sync_had_under_way_does_not_come_into_being_later(
+    place: S3Place,
+) -> None:
+    """The server has a whole PUT when another file's fails, and acts on it long after that."""
+    clash, acts = asyncio.Event(), list[asyncio.Future[None]]()
+
+    async def tell(request: Request) -> None:
+        clash.set()
+
+    async def act(request: Request) -> None:
+        await turns(1000)
+        place.fake.put(request.key, request.body)
+
+    async def late(request: Request) -> None:
+        await clash.wait()
+        try:
+            await turns(1000)
+        except asyncio.CancelledError:  # the client has gone, and a real server goes on
+            acts.append(asyncio.ensure_future(act(request)))
+            raise
+
+    place.fake.put(place.key("a"), b"somebody's")
+    place.fake.faults += [
+        place.fault(call(tell, "early"), "GetObject", "a"),
+        place.fault(Effect(instead=late), "PutObject", "c"),
+    ]
+
+    with raises(ClashError):
+        await place.up(NEW)
+    await asyncio.gather(*acts)
+
+    assert place.count("PutObject", "c") == 1
+    assert place.held() == {"a": b"somebody's"}

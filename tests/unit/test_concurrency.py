@@ -13,8 +13,9 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
-from asyncsync.concurrency import Budget, ByteBudget, Threads, each_bounded, quietly
+from asyncsync.concurrency import Budget, ByteBudget, Threads, each_bounded, finish, quietly
 from asyncsync.errors import ConfigError, StalledError
 from asyncsync.testing import settle
 
@@ -446,6 +447,80 @@ async def test_a_failure_cancels_the_others() -> None:
 
 async def test_no_items_are_no_work() -> None:
     await each_bounded(1, [], settle)
+
+
+# ---------------------------------------------------------------- finish
+
+
+async def test_finish_gives_what_the_call_gives() -> None:
+    async def call() -> int:
+        return 7
+
+    assert await finish(call) == 7
+
+
+async def test_finish_raises_what_the_call_raises() -> None:
+    async def call() -> None:
+        raise StalledError("it hangs")
+
+    with pytest.raises(StalledError, match="it hangs"):
+        await finish(call)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_cancelled_call_ends_before_the_cancellation_goes_on(fails: bool) -> None:
+    ended = False
+
+    async def call() -> None:
+        nonlocal ended
+        for _ in range(10):
+            await checkpoint()
+        ended = True
+        if fails:
+            raise StalledError("it hangs")
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await finish(call)
+
+    assert scope.cancelled_caught
+    assert ended
+
+
+@pytest.mark.parametrize("worth_it", [False, True])
+async def test_a_cancelled_call_that_does_not_end_is_cancelled(worth_it: bool) -> None:
+    cancelled = False
+
+    async def call() -> None:
+        nonlocal cancelled
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled = True
+
+    grace_s = 0.01 if worth_it else 3600.0
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().call_soon(scope.cancel)
+        await finish(call, worth_it=lambda: worth_it, grace_s=grace_s)
+
+    assert scope.cancelled_caught
+    assert cancelled
+
+
+async def test_a_second_cancellation_ends_the_wait() -> None:
+    asked = anyio.Event()
+
+    def worth_it() -> bool:
+        asked.set()
+        return True
+
+    task = asyncio.ensure_future(finish(anyio.sleep_forever, worth_it=worth_it, grace_s=3600.0))
+    await checkpoint()
+    task.cancel()
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 # ---------------------------------------------------------------- quietly

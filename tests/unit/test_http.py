@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
@@ -516,6 +518,47 @@ async def test_cancelled_it_closes_the_connection(http: Http) -> None:
         await server.closed.wait()
 
 
+async def test_cancelled_it_waits_for_the_answer_to_a_write_that_has_left(http: Http) -> None:
+    scope, done = anyio.CancelScope(), False
+
+    async def script(connection: Connection) -> None:
+        nonlocal done
+        await connection.request()
+        scope.cancel()
+        for _ in range(20):
+            await checkpoint()
+        done = True
+        await connection.say(OK)
+
+    async with serving(script) as server:
+        with scope:
+            await http.send("PUT", server.url, {}, what="put it", data=b"body")
+
+        assert scope.cancelled_caught
+        assert done
+
+
+async def test_cancelled_it_does_not_send_the_rest_of_a_write(http: Http) -> None:
+    scope = anyio.CancelScope()
+    arrived = 0
+
+    async def script(connection: Connection) -> None:
+        nonlocal arrived
+        await connection.head()
+        scope.cancel()
+        await checkpoint()
+        while data := await connection.reader.read(65536):
+            arrived += len(data)
+
+    async with serving(script) as server:
+        with scope:
+            await http.send("PUT", server.url, {}, what="put it", data=BIG)
+
+        assert scope.cancelled_caught
+        await server.closed.wait()
+    assert arrived < len(BIG)
+
+
 # -- no connection
 
 
@@ -580,6 +623,33 @@ async def test_a_certificate_of_an_authority_that_is_trusted_is_fine(
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     async with serving(answers(OK), _tls(authority, "127.0.0.1")) as server:
         assert (await _get(server, tmp_path / "ca.pem", threads)).body == b"hello"
+
+
+async def test_a_cancelled_request_over_tls_leaves_no_connection_behind(
+    authority: trustme.CA, tmp_path: Path, threads: Threads
+) -> None:
+    ca_file, scope, ports = tmp_path / "ca.pem", anyio.CancelScope(), list[int]()
+    authority.cert_pem.write_to_path(str(ca_file))
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        ports.append(connection.writer.get_extra_info("peername")[1])
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        scope.cancel()
+        try:
+            await anyio.sleep_forever()  # and never says goodbye
+        finally:
+            connection.writer.transport.abort()
+
+    async with serving(script, _tls(authority, "127.0.0.1")) as server:
+        async with trusting(ca_file, threads) as http:
+            with scope:
+                await http.send("GET", server.url, {}, what="get it")
+
+        assert scope.cancelled_caught
+        sockets = [o for o in gc.get_objects() if isinstance(o, socket.socket) and o.fileno() >= 0]
+        inet = [s.getsockname()[1] for s in sockets if s.family == socket.AF_INET]
+        assert ports[0] not in inet
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["another name", "unknown authority"])

@@ -17,7 +17,7 @@ import anyio
 from yarl import URL
 
 from ...clock import Clock
-from ...concurrency import Threads
+from ...concurrency import Threads, finish
 from ...errors import (
     AccessDeniedError,
     AsyncSyncError,
@@ -196,9 +196,13 @@ class _AsEncoded:
     async def _send(self, method: str, url: str, **options: Any) -> aiohttp.ClientResponse:
         target = URL(url, encoded=True)
         proxy = None if _TOKEN_PATH in url else self._http.proxy_for(target)
-        response = await self._http.session.request(
-            method, target, proxy=proxy, allow_redirects=False, **options
-        )
+
+        async def request() -> aiohttp.ClientResponse:
+            return await self._http.session.request(
+                method, target, proxy=proxy, allow_redirects=False, **options
+            )
+
+        response = await (finish(request) if method == "POST" else request())
         if 300 <= response.status < 400:  # gcloud-aio takes it for a success
             response.close()
             raise aiohttp.ClientResponseError(
