@@ -46,6 +46,12 @@ NEVER_CALLED = {
     "print": "the library never prints; events",
 }
 
+EXCEPT = {
+    # `finish` waits for the one task it starts, whatever happens; a group would cost every write
+    # three more steps of the loop.
+    ("concurrency.py", "asyncio.ensure_future"),
+}
+
 
 def relative(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
@@ -165,7 +171,7 @@ def test_a_module_never_does_what_has_a_better_way_here(path: Path) -> None:
     forbidden = [
         f"{name} in line {line}: {NEVER_CALLED[name]}"
         for name, line in calls(ast.parse(path.read_text()))
-        if name in NEVER_CALLED
+        if name in NEVER_CALLED and (relative(path), name) not in EXCEPT
     ]
 
     assert forbidden == []
