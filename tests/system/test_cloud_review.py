@@ -283,6 +283,28 @@ async def turns(count: int) -> None:
         await checkpoint()
 
 
+async def test_a_manifest_that_arrives_after_it_was_given_up_finds_its_files(
+    place: S3Place,
+) -> None:
+    """The server fails every PUT of the manifest, and acts on the first of them all the same."""
+    sent = list[Request]()
+
+    async def keep(request: Request) -> Reply:
+        sent.append(request)
+        return Reply(500)
+
+    fault = place.fault(Effect(instead=keep), "PutObject", MANIFEST, times=None)
+    place.fake.faults.append(fault)
+    with raises(TransientError):
+        await place.up()
+    place.fake.faults.clear()
+    place.fake.put(sent[0].key, sent[0].body)
+
+    assert await place.down() == TREE
+    await place.up()
+    await place.check()
+
+
 async def test_what_a_failed_sync_had_under_way_does_not_come_into_being_later(
     place: S3Place,
 ) -> None:

@@ -19,6 +19,7 @@ import anyio
 from ...concurrency import each
 from ...digest import CHUNK_BYTES, digest
 from ...errors import (
+    ConflictError,
     IntegrityError,
     NotFoundError,
     PreconditionError,
@@ -32,7 +33,7 @@ from ...units import KIB, MIB
 from ..objects import Condition, ObjectInfo, ObjectStore
 from ..trees import NewFile
 
-__all__ = ["Found", "Place", "of_tree"]
+__all__ = ["Found", "Place", "conflict", "of_tree"]
 
 _RANGE_BYTES = 4 * MIB  # of a manifest, read at once
 _HEADER_BYTES = 64 * KIB
@@ -235,6 +236,16 @@ class Place:
             if await _offload(len(data), digest, data) != entry.chunk_digest(number):
                 return False
         return True
+
+
+def conflict(place: Place, there: Found | None) -> ConflictError:
+    """The error for a tree that holds commit `there` (None: none) against expectation."""
+    found = f"commit {there.manifest.identity[:12]}" if there else "no commit"
+    return ConflictError(
+        f"{place.where}: found {found} instead of the one expected; somebody else wrote or deleted "
+        "it. Sync down first, or replace it on purpose",
+        winner=there.manifest.identity if there else "",
+    )
 
 
 @contextmanager

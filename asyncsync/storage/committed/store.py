@@ -40,10 +40,10 @@ from ..trees import (
     TreeReader,
     TreeWriter,
 )
-from .place import Found, Place, of_tree
+from .place import Found, Place, conflict, of_tree
 from .reader import CommittedReader
 from .record import Lease, Record, Sightings, let_go, read_record
-from .writer import CommittedWriter, conflict
+from .writer import CommittedWriter
 
 __all__ = ["CommittedTrees"]
 

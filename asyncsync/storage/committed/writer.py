@@ -25,7 +25,6 @@ from ...digest import CHUNK_BYTES
 from ...errors import (
     AsyncSyncError,
     ClashError,
-    ConflictError,
     IntegrityError,
     NotFoundError,
     PreconditionError,
@@ -38,11 +37,11 @@ from ...names import is_commit_file
 from ..objects import Condition, Data, ObjectInfo, Upload
 from ..trees import Block, Durability, Intent, NewFile
 from .arriving import Arriving
-from .place import Found, Place
+from .place import Found, Place, conflict
 from .record import Lease
 from .stale import gone, in_the_way
 
-__all__ = ["CommittedWriter", "conflict"]
+__all__ = ["CommittedWriter"]
 
 _MAX_LOSSES = 2  # of one file: a store that drops more will not ever hold it
 
@@ -79,7 +78,7 @@ class CommittedWriter:
         self._doubtful: dict[str, Upload | None] = {}  # with the upload that is not to be found
         self._publishing: Manifest | None = None
         self._uploading: set[str] = set()
-        self._unlisted = self._visible = self.finished = False
+        self._unlisted = self._announced = self._visible = self.finished = False
 
     # -- writing
 
@@ -347,8 +346,10 @@ class CommittedWriter:
         try:
             if not self._place.conditional:
                 await self._expect(over)
+            self._announced = True
             await self._place.put_manifest(manifest, condition)
         except PreconditionError:
+            self._announced = False
             there = await self._place.manifest()
             if there is not None and self._is_displaced(there):
                 await self._place.put_manifest(manifest, self._place.condition(tag=there.tag))
@@ -358,6 +359,9 @@ class CommittedWriter:
             there = await self._place.manifest()
             if there is None or there.manifest.header != manifest.header:
                 raise
+        except AsyncSyncError:
+            self._announced = False
+            raise
 
     def _is_displaced(self, there: Found) -> bool:
         """Whether a commit came late, from the attempt from which this one has taken over.
@@ -409,7 +413,10 @@ class CommittedWriter:
     # -- leaving without a commit
 
     async def leave(self) -> None:
-        """Undo the attempt; or, where it has begun to replace a commit, leave it to the next one.
+        """Undo the attempt; or leave it to the next one.
+
+        That is where it has begun to replace a commit, and where its manifest is on the way: it may
+        arrive later, and must find its files.
 
         What is done here may stop anywhere: the record goes last, and whoever finds it goes on.
         """
@@ -420,7 +427,7 @@ class CommittedWriter:
             await self._tidy(manifest)
             return
         await self._abort_uploads()
-        if manifest is not None and self._old is not None:
+        if self._announced or (manifest is not None and self._old is not None):
             await self.lease.update(released=True)
             return
         kept = await self._others(self._leftover - self._sent)
@@ -437,13 +444,3 @@ class CommittedWriter:
             return frozenset(there.manifest.files) if there else frozenset()
         await self._delete_manifest(there)
         return frozenset()
-
-
-def conflict(place: Place, there: Found | None) -> ConflictError:
-    """The error for a tree that holds commit `there` (None: none) against expectation."""
-    found = f"commit {there.manifest.identity[:12]}" if there else "no commit"
-    return ConflictError(
-        f"{place.where}: found {found} instead of the one expected; somebody else wrote or deleted "
-        "it. Sync down first, or replace it on purpose",
-        winner=there.manifest.identity if there else "",
-    )
