@@ -223,7 +223,7 @@ def raises(kind: type[E]) -> Iterator[Caught[E]]:
     except kind as exc:
         caught.value = exc
     else:
-        pytest.fail(f"did not raise {kind.__name__}")
+        pytest.fail(f"DID NOT RAISE {kind.__name__}")
 
 
 def _one(failures: Sequence[AsyncSyncError], kind: type[E]) -> E:
