@@ -495,14 +495,18 @@ async def test_reading_asks_for_no_listing(place: GcsPlace) -> None:
 
 
 class Patient(Hurry):
-    """A clock on which every wait ends when `over` is set: whoever else writes is done."""
+    """A clock on which every wait for others ends when `over` is set: whoever else writes is done.
+
+    A wait until a file that was just written looks old enough is a short one.
+    """
 
     def __init__(self, over: anyio.Event) -> None:
         super().__init__()
         self._over = over
 
     async def sleep(self, seconds: float) -> None:
-        await self._over.wait()
+        if seconds > 1:
+            await self._over.wait()
         await super().sleep(seconds)
 
 
