@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from itertools import islice
 from mmap import mmap
 from typing import TypeVar
 
@@ -15,7 +16,17 @@ import anyio
 from .errors import ConfigError, StalledError
 from .units import MIB
 
-__all__ = ["Budget", "ByteBudget", "Threads", "beside", "each", "each_bounded", "finish", "quietly"]
+__all__ = [
+    "Budget",
+    "ByteBudget",
+    "Threads",
+    "beside",
+    "each",
+    "each_bounded",
+    "finish",
+    "quietly",
+    "settled",
+]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -56,6 +67,14 @@ class Budget:
     @asynccontextmanager
     async def borrow(self, amount: int = 1) -> AsyncIterator[None]:
         """Hold `amount` for the length of the block; waits until it is free."""
+        if not self._waiting and self._has(amount):  # no turn of the loop is needed for that
+            self._take(amount)
+            try:
+                yield
+            finally:
+                self._used -= amount
+                self._lend()
+            return
         request = _Request(amount)
         self._waiting.append(request)
         try:
@@ -76,11 +95,17 @@ class Budget:
 
     def _lend(self) -> None:
         while self._waiting:
-            amount = self._waiting[0].amount
-            if self._used and self._used + amount > self._total:
+            if not self._has(self._waiting[0].amount):
                 return
-            self._used += amount
-            self._waiting.popleft().granted.set()
+            request = self._waiting.popleft()
+            self._take(request.amount)
+            request.granted.set()
+
+    def _has(self, amount: int) -> bool:
+        return not self._used or self._used + amount <= self._total
+
+    def _take(self, amount: int) -> None:
+        self._used += amount
 
 
 class ByteBudget(Budget):
@@ -113,8 +138,8 @@ class ByteBudget(Budget):
             yield memoryview(memory)[:size_bytes]
             self._idle.append(memory)
 
-    def _lend(self) -> None:
-        super()._lend()
+    def _take(self, amount: int) -> None:
+        super()._take(amount)
         # What lies idle counts as well: it makes room for what is lent.
         del self._idle[max(0, self._total - self._used) // self._buffer_bytes :]
 
@@ -127,23 +152,24 @@ async def each_bounded(
     The first failure cancels the others and is raised in an ExceptionGroup. No item starts after
     it.
     """
-    slots = anyio.Semaphore(limit)
+    left = iter(items)
     failed = False
 
     async def run(item: T) -> None:
         nonlocal failed
-        if failed:  # another task's failure, of which the group has not heard yet
-            return
         try:
-            await action(item)
+            if not failed:
+                await action(item)
+            for following in left:  # a task for each would cost as much as a small request
+                if failed:  # another task's failure, of which the group has not heard yet
+                    return
+                await action(following)
         except BaseException:
             failed = True
             raise
-        slots.release()  # not on failure: the group is over, start nothing new
 
     async with anyio.create_task_group() as group:
-        for item in items:
-            await slots.acquire()
+        for item in islice(left, limit):
             group.start_soon(run, item)
 
 
@@ -210,7 +236,7 @@ class Threads:
         future = asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
         future.add_done_callback(_notice)
         with anyio.CancelScope(shield=True):
-            await _settled(future, self._stall_s)
+            await settled(future, self._stall_s)
         if future.cancelled():  # by close: nobody has cancelled the caller
             raise _closed()
         if not future.done():
@@ -237,7 +263,7 @@ def _notice(future: asyncio.Future[T]) -> None:
         future.exception()
 
 
-async def _settled(future: asyncio.Future[T], timeout_s: float) -> None:
+async def settled(future: asyncio.Future[T], timeout_s: float) -> None:
     """Wait until `future` is done, however often this task is cancelled meanwhile."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s

@@ -7,11 +7,12 @@ here, as an error of ours; what a status means is for the caller to say.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -100,7 +101,8 @@ class Http:
         """
         if self._session is not None:
             return
-        trust = await threads.run(_trust, self._ca_file)
+        # aiohttp has read the system's when it was imported: that takes a fifth of a second.
+        trust = True if self._ca_file is None else await threads.run(_trust, self._ca_file)
         self._proxies = getproxies()
         self._session = aiohttp.ClientSession(
             connector=_Connector(limit=self._max_connections, ssl=trust, keepalive_timeout=_IDLE_S),
@@ -176,8 +178,7 @@ class Http:
         alive_bytes: int,
     ) -> Answer:
         try:
-            with anyio.move_on_after(self._stall_s) as scope:
-                pulse = _Pulse(scope, self._stall_s, alive_bytes)
+            with anyio.CancelScope() as scope, _Pulse(scope, self._stall_s, alive_bytes) as pulse:
                 if data is not None:
                     data.pulse = pulse
                 async with self.session.request(
@@ -202,9 +203,8 @@ class Http:
 
     def proxy_for(self, target: URL) -> str | None:
         """The proxy that the environment names for an address, if any."""
-        host = target.host or ""
         proxy = self._proxies.get(target.scheme)
-        return proxy if proxy and not proxy_bypass(host) else None
+        return proxy if proxy and not proxy_bypass(target.host or "") else None
 
     async def aclose(self) -> None:
         """Close every connection. Again: no effect."""
@@ -239,17 +239,36 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class _Pulse:
-    """Puts the end of a scope off as long as enough bytes move."""
+    """Ends a scope when too few bytes have moved for too long.
+
+    A beat only notes the time: a deadline moved by every one of them would cost more than the
+    bytes.
+    """
 
     def __init__(self, scope: anyio.CancelScope, stall_s: float, alive_bytes: int) -> None:
         self._scope, self._stall_s, self._alive_bytes = scope, stall_s, alive_bytes
         self._bytes = 0
+        self._loop = asyncio.get_running_loop()
+        self._beat_at = self._loop.time()
+
+    def __enter__(self) -> Self:
+        self._timer = self._loop.call_at(self._beat_at + self._stall_s, self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
 
     def beat(self, size_bytes: int) -> None:
         self._bytes += size_bytes
         if self._bytes >= self._alive_bytes:
             self._bytes = 0
-            self._scope.deadline = anyio.current_time() + self._stall_s
+            self._beat_at = self._loop.time()
+
+    def _look(self) -> None:
+        if self._loop.time() >= self._beat_at + self._stall_s:
+            self._scope.cancel()
+        else:
+            self._timer = self._loop.call_at(self._beat_at + self._stall_s, self._look)
 
 
 class _Slices(Payload):
@@ -319,13 +338,16 @@ async def _fill(
     response: aiohttp.ClientResponse, into: memoryview, pulse: _Pulse, what: str
 ) -> int:
     at = 0
-    while piece := await response.content.readany():
+    while True:
+        # Piece by piece as they came: `readany` would copy all that wait into one first.
+        piece, is_end_of_chunk = await response.content.readchunk()
+        if not piece and not is_end_of_chunk:
+            return at
         if at + len(piece) > len(into):
             raise TransientError(f"{what}: more than the {len(into)} bytes asked for arrived")
         into[at : at + len(piece)] = piece
         at += len(piece)
         pulse.beat(len(piece))
-    return at
 
 
 async def _some(response: aiohttp.ClientResponse, pulse: _Pulse, limit: int) -> bytes:
@@ -378,10 +400,10 @@ def _no_trust(exc: aiohttp.ClientSSLError, what: str, where: str) -> AsyncSyncEr
     )
 
 
-def _trust(ca_file: str | None) -> ssl.SSLContext:
+def _trust(ca_file: str) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as exc:
         raise ConfigError(
-            f"the certificates in {quote(ca_file or 'the system')} cannot be read: {exc.strerror}"
+            f"the certificates in {quote(ca_file)} cannot be read: {exc.strerror}"
         ) from exc

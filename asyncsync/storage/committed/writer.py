@@ -102,8 +102,9 @@ class CommittedWriter:
         await self._claim([file.path for file in files])
 
     async def _write(self, file: NewFile, offset: int, data: Data) -> None:
-        self._place.check([file])
-        await self._claim([file.path])
+        if not self._is_known(file.path):
+            self._place.check([file])
+            await self._claim([file.path])
         state = self._files.setdefault(file.path, Arriving(file))
         number = offset // CHUNK_BYTES + 1
         in_parts = file.size_bytes > (CHUNK_BYTES if self._old is None else 0)
@@ -311,7 +312,8 @@ class CommittedWriter:
             await self._delete_manifest(self._old)
             stale |= self._old_paths
         await self._place.delete(in_the_way(stale | self._old_paths, manifest))
-        states = [self._files[path] for path in self._files.keys() & manifest.files.keys()]
+        states = [state for path, state in self._files.items() if path in manifest.files]
+        states = [state for state in states if not state.published]
         for last in (False, True):
             group = [state for state in states if is_commit_file(state.new.path) is last]
             await each(group, self._publish_file)

@@ -10,6 +10,7 @@ store.py     all of it as coroutines
 """
 
 from .fs import data_extents, open_beneath, read_at, zeros
+from .locks import Lock
 from .store import LocalTrees
 
-__all__ = ["LocalTrees", "data_extents", "open_beneath", "read_at", "zeros"]
+__all__ = ["LocalTrees", "Lock", "data_extents", "open_beneath", "read_at", "zeros"]

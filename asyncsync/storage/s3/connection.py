@@ -57,6 +57,7 @@ class _Opened(NamedTuple):
     http: Http
     client: Any
     base_url: str
+    at_aws: bool
     scope: Scope
 
 
@@ -90,8 +91,7 @@ class Connection:
     @property
     def at_aws(self) -> bool:
         """Whether this is connected to AWS, and not to something that speaks like it."""
-        host = urlsplit(self._opened.base_url).hostname if self._opened is not None else None
-        return (host or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        return self._opened is not None and self._opened.at_aws
 
     # -- requests
 
@@ -176,7 +176,9 @@ class Connection:
                 await http.open(self._threads)
                 sdk.send_through(client, self._exchange)
                 self._stack = stack.pop_all()
-        return _Opened(http, client, base_url, Scope(loaded.region))
+        host = urlsplit(base_url).hostname or ""
+        at_aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        return _Opened(http, client, base_url, at_aws, Scope(loaded.region))
 
     # -- signing and sending
 
