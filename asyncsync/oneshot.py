@@ -27,7 +27,7 @@ async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise
     observe: Observer = ignore,
 ) -> Receipt:
     """Commit a local directory to a location. See `StorageSyncer.sync_up`."""
-    async with StorageSyncer(observe=observe) as syncer:
+    async with StorageSyncer(isolation="loop", observe=observe) as syncer:
         return await syncer.sync_up(
             local_dir,
             remote_dir,
@@ -50,7 +50,7 @@ async def sync_down(
     observe: Observer = ignore,
 ) -> Receipt:
     """Fetch a commit, or a part of it, verified. See `StorageSyncer.sync_down`."""
-    async with StorageSyncer(observe=observe) as syncer:
+    async with StorageSyncer(isolation="loop", observe=observe) as syncer:
         return await syncer.sync_down(
             remote_dir,
             local_dir,
@@ -71,7 +71,7 @@ async def restore(
     observe: Observer = ignore,
 ) -> Receipt:
     """Fetch the newest commit at or below a location. See `StorageSyncer.restore`."""
-    async with StorageSyncer(observe=observe) as syncer:
+    async with StorageSyncer(isolation="loop", observe=observe) as syncer:
         return await syncer.restore(
             remote_dir, local_dir, step=step, include=include, exclude=exclude, fallback=fallback
         )
@@ -81,25 +81,25 @@ async def delete(
     remote_dir: Path, *, allow_uncommitted: bool = False, observe: Observer = ignore
 ) -> Deleted:
     """Delete a commit, the manifest first. See `StorageSyncer.delete`."""
-    async with StorageSyncer(observe=observe) as syncer:
+    async with StorageSyncer(isolation="loop", observe=observe) as syncer:
         return await syncer.delete(remote_dir, allow_uncommitted=allow_uncommitted)
 
 
 async def verify(remote_dir: Path, *, observe: Observer = ignore) -> VerifyReport:
     """Compare every byte of a commit with its manifest. See `StorageSyncer.verify`."""
-    async with StorageSyncer(observe=observe) as syncer:
+    async with StorageSyncer(isolation="loop", observe=observe) as syncer:
         return await syncer.verify(remote_dir)
 
 
 async def latest(remote_dir: Path) -> Commit | None:
     """The newest commit at or below a location. See `StorageSyncer.latest`."""
-    async with StorageSyncer() as syncer:
+    async with StorageSyncer(isolation="loop") as syncer:
         return await syncer.latest(remote_dir)
 
 
 async def commits(remote_dir: Path) -> AsyncIterator[Commit]:
     """The commits at and below a location, newest first. See `StorageSyncer.commits`."""
-    async with StorageSyncer() as syncer:
+    async with StorageSyncer(isolation="loop") as syncer:
         async for commit in syncer.commits(remote_dir):
             yield commit
 
@@ -112,7 +112,7 @@ async def follow(
     Close it when you leave it early: `async with contextlib.aclosing(follow(...)) as commits`.
     """
     async with (
-        StorageSyncer(observe=observe) as syncer,
+        StorageSyncer(isolation="loop", observe=observe) as syncer,
         aclosing(syncer.follow(remote_dir, period_s=period_s)) as found,
     ):
         async for commit in found:

@@ -222,7 +222,7 @@ async def train_and_save(plan: Plan, model: Model, log: TextIO, remote: str) -> 
             report(Reduced(where=event.where, reason=event.reason))
 
     async with (
-        StorageSyncer(bwlimit=plan.bwlimit, observe=reduced) as syncer,
+        StorageSyncer(isolation="loop", bwlimit=plan.bwlimit, observe=reduced) as syncer,
         anyio.create_task_group() as group,
     ):
         await train(plan, model, log, Saver(plan, remote, syncer, group))

@@ -46,8 +46,11 @@ class OpenSyncer(Protocol):
 def open_syncer(limits: Limits, observe: Observer) -> AbstractAsyncContextManager[StorageSyncer]:
     """The real thing. One number bounds both the files and the requests in flight."""
     if limits.jobs is None:
-        return StorageSyncer(bwlimit=limits.bwlimit, sync_timeout=limits.timeout_s, observe=observe)
+        return StorageSyncer(
+            isolation="loop", bwlimit=limits.bwlimit, sync_timeout=limits.timeout_s, observe=observe
+        )
     return StorageSyncer(
+        isolation="loop",
         max_files=limits.jobs,
         max_requests=limits.jobs,
         bwlimit=limits.bwlimit,

@@ -4,13 +4,14 @@ from .base import AsyncSyncer, Path, Receipt
 from .command import CommandSyncer
 from .commits import Commit, ProbeReport, VerifyReport
 from .settings import SyncConfig
-from .storage_syncer import StorageSyncer
+from .storage_syncer import Isolation, StorageSyncer
 from .upload import SyncPlan
 
 __all__ = [
     "AsyncSyncer",
     "CommandSyncer",
     "Commit",
+    "Isolation",
     "Path",
     "ProbeReport",
     "Receipt",

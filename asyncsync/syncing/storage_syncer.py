@@ -2,79 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Literal, Self, get_args
 
-import anyio
-import msgspec
-
-from ..clock import Clock, SystemClock
-from ..concurrency import Threads
-from ..errors import (
-    AsyncSyncError,
-    BusyError,
-    ConfigError,
-    ConflictError,
-    DeadlineError,
-    IntegrityError,
-    NotFoundError,
-    TransferError,
-    quote,
-    quote_some,
-)
-from ..events import FellBack, Kept, Observer, Skipped, Started, ignore
+from ..clock import Clock
+from ..errors import ConfigError, quote
+from ..events import Observer, ignore
 from ..location import Location
 from ..manifest import Kind
-from ..names import new_attempt
 from ..patterns import Selection
-from ..storage import Backoff, Deleted, Rate, Stores, TreeStore, retry
-from ..transfer import Bounds, Engine, Inspected, Links, Tally
+from ..storage import Deleted
+from ..transfer import Links
 from ..units import MIB
-from ..version import __version__
 from .base import Path, Receipt
-from .commits import (
-    Commit,
-    ProbeReport,
-    VerifyReport,
-    candidates,
-    damaged_error,
-    find_commits,
-    refuse_damaged,
-)
-from .decisions import check_overlap
-from .download import Download, DownloadRequest
-from .follow import Watch, poll
-from .newest import Look, Newest
+from .commits import Commit, ProbeReport, VerifyReport
+from .isolation import Client
+from .loop_syncer import LoopSyncer
 from .requests import local_path, upload_request
-from .tools import Tools
-from .upload import Request, SyncPlan, Upload
+from .upload import SyncPlan
 
-__all__ = ["StorageSyncer"]
+__all__ = ["Isolation", "StorageSyncer"]
 
-T = TypeVar("T")
-_REREADS = 3
-_LAYOUT_VERSION = 1
+Isolation = Literal["process", "thread", "loop"]
+"""Where the work is done: in a process or a thread of its own, or on the caller's event loop."""
 
 
-class _Root(msgspec.Struct, frozen=True, rename={"layout": "asyncsync_root"}):
-    """The root marker: see docs/formats/manifest.md."""
-
-    layout: int
-    id: str
-    durability: str
-    exclusive: bool
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Settings:
     """What a StorageSyncer is made of; pickles."""
 
-    bounds: Bounds
+    memory_bytes: int
+    max_files: int
+    max_requests: int
     bwlimit: float | None
     sync_timeout: float | None
 
@@ -85,20 +47,31 @@ class StorageSyncer:
     It may be shared between tasks: they share its bounds. Open it with `async with`, or close it
     with `aclose`. A pickled copy has the same settings and nothing in flight.
 
+    By default the work is done by an engine in a process of its own, one for the whole program:
+    blocking steps of the caller do not slow it down, nor does it disturb them. It is started when
+    it is first needed, finishes a `sync_up` or `delete` that it has accepted even if the caller is
+    killed, and sees the environment variables of the time when it was started. If it dies, calls
+    raise a TransientError that says so; the next call starts another. Then and with a thread, the
+    syncer may be used from several event loops at once; on the caller's loop, from that one.
+
     Args:
+        isolation: `process`; `thread`, for what cannot leave this program, as `memory://`; `loop`,
+            for programs that do nothing but wait, and for tests.
         memory_bytes: file content held in memory at once, over all syncs.
         max_files: files, or batches of small ones, in progress at once.
         max_requests: reads and writes in progress at once.
         bwlimit: bytes per second that may move, over all syncs; None is no limit.
         sync_timeout: seconds that one sync may take as a whole; None is no limit.
         observe: is called with every event; it must be quick. An observer given to a method
-            hears of that sync alone, and not of what concerns a store as a whole.
-        clock: what it takes the time from.
+            hears of that sync alone, and not of what concerns a store as a whole. What it raises
+            ends the sync.
+        clock: what it takes the time from; on the caller's loop only.
     """
 
     def __init__(
         self,
         *,
+        isolation: Isolation = "process",
         memory_bytes: int = 256 * MIB,
         max_files: int = 64,
         max_requests: int = 32,
@@ -107,39 +80,24 @@ class StorageSyncer:
         observe: Observer = ignore,
         clock: Clock | None = None,
     ) -> None:
-        for name, value in (
-            ("memory_bytes", memory_bytes),
-            ("max_files", max_files),
-            ("max_requests", max_requests),
-            ("bwlimit", bwlimit),
-            ("sync_timeout", sync_timeout),
-        ):
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be above 0, not {value!r}")
-        bounds = Bounds(memory_bytes=memory_bytes, max_files=max_files, max_requests=max_requests)
-        self._settings = _Settings(bounds, bwlimit, sync_timeout)
-        self._observe = observe
-        self._clock = clock or SystemClock()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._engine = Engine(self._settings.bounds)
-        self._threads = Threads(min(8, self._settings.bounds.max_requests))
-        limit = self._settings.bwlimit
-        self._stores = Stores(
-            threads=self._threads,
-            clock=self._clock,
-            max_requests=self._settings.bounds.max_requests,
-            rate=Rate(limit, self._clock) if limit is not None else None,
-            observe=self._observe,
+        if isolation not in get_args(Isolation):
+            raise ConfigError(f"isolation is 'process', 'thread' or 'loop', not {isolation!r}")
+        if clock is not None and isolation != "loop":
+            raise ConfigError("a clock cannot leave the caller's loop; add isolation='loop'")
+        self._settings = _Settings(
+            memory_bytes=memory_bytes,
+            max_files=max_files,
+            max_requests=max_requests,
+            bwlimit=bwlimit,
+            sync_timeout=sync_timeout,
         )
-        self._newest = Newest()
-        self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._active = 0
+        self._isolation, self._observe = isolation, observe
+        settings = asdict(self._settings)
+        here = LoopSyncer(**settings, observe=observe, clock=clock)  # checks them, too
+        self._engine = here if isolation == "loop" else Client(isolation, settings, observe)
 
-    def __reduce__(self) -> tuple[Callable[..., StorageSyncer], tuple[_Settings]]:
-        return _unpickle, (self._settings,)
+    def __reduce__(self) -> tuple[Callable[..., StorageSyncer], tuple[Isolation, _Settings]]:
+        return _unpickle, (self._isolation, self._settings)
 
     async def __aenter__(self) -> Self:
         return self
@@ -153,10 +111,8 @@ class StorageSyncer:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Let go of threads and connections. Again: no effect."""
-        self._closed = True
-        await self._stores.aclose()
-        self._threads.close()
+        """Let go of threads and connections; what still runs is cancelled. Again: no effect."""
+        await self._engine.aclose()
 
     # -- up, down, delete
 
@@ -193,23 +149,21 @@ class StorageSyncer:
             DeadlineError: `sync_timeout` is over.
             AsyncSyncError: another failure; its class says what to do.
         """
-        request = upload_request(
-            local_dir, remote_dir, Selection(exclude, include), kind, links, replace, step
+        selection = Selection(exclude, include)
+        request = upload_request(local_dir, remote_dir, selection, kind, links, replace, step)
+        receipt: Receipt = await self._call(
+            "sync_up",
+            observe,
+            local_dir=request.local,
+            remote_dir=str(request.remote),
+            exclude=selection.exclude,
+            include=selection.include,
+            kind=request.kind,
+            replace=request.replace,
+            links=request.links,
+            step=request.step,
         )
-        told = self._observe if observe is None else observe
-        async with self._store(request.remote, told) as (store, tree):
-            await self._check_overlap(request.local, request.remote)
-            told(Started(direction="up", source=request.local, target=str(request.remote)))
-
-            async def attempt() -> Receipt:
-                try:
-                    return await self._upload(request, store, tree, told).run()
-                except ConflictError:
-                    # Somebody committed after we had looked: whether that is a conflict or the
-                    # same content is for a second look to say.
-                    return await self._second(request, store, tree, told)
-
-            return await self._bounded("sync up", request.remote, attempt, told)
+        return receipt
 
     async def plan_up(
         self,
@@ -223,12 +177,20 @@ class StorageSyncer:
         links: Links = "refuse",
     ) -> SyncPlan:
         """What `sync_up` would do, without doing it. Raises what it would raise before it moves."""
-        request = upload_request(
-            local_dir, remote_dir, Selection(exclude, include), kind, links, replace, None
+        selection = Selection(exclude, include)
+        request = upload_request(local_dir, remote_dir, selection, kind, links, replace, None)
+        plan: SyncPlan = await self._call(
+            "plan_up",
+            None,
+            local_dir=request.local,
+            remote_dir=str(request.remote),
+            exclude=selection.exclude,
+            include=selection.include,
+            kind=request.kind,
+            replace=request.replace,
+            links=request.links,
         )
-        async with self._store(request.remote, self._observe) as (store, tree):
-            await self._check_overlap(request.local, request.remote)
-            return await self._upload(request, store, tree, ignore).plan()
+        return plan
 
     async def sync_down(
         self,
@@ -253,16 +215,17 @@ class StorageSyncer:
             IntegrityError: it is damaged; `local_dir` is as it was.
             ClashError: files of the user's own are in the way; nothing was written.
         """
-        request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
-        told = self._observe if observe is None else observe
-        async with self._store(request.remote, told) as (store, tree):
-            await self._check_overlap(request.local, request.remote)
-            told(Started(direction="down", source=str(request.remote), target=request.local))
-
-            async def attempt() -> Receipt:
-                return await self._download_current(request, store, tree, told)
-
-            return await self._bounded("sync down", request.remote, attempt, told)
+        selection = Selection(exclude, include)
+        receipt: Receipt = await self._call(
+            "sync_down",
+            observe,
+            remote_dir=_remote(remote_dir),
+            local_dir=local_path(local_dir),
+            exclude=selection.exclude,
+            include=selection.include,
+            allow_unverified=allow_unverified,
+        )
+        return receipt
 
     async def plan_down(
         self,
@@ -274,10 +237,17 @@ class StorageSyncer:
         allow_unverified: bool = False,
     ) -> SyncPlan:
         """What `sync_down` would do, without doing it."""
-        request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
-        async with self._store(request.remote, self._observe) as (store, tree):
-            await self._check_overlap(request.local, request.remote)
-            return await self._download(request, store, tree, ignore).plan()
+        selection = Selection(exclude, include)
+        plan: SyncPlan = await self._call(
+            "plan_down",
+            None,
+            remote_dir=_remote(remote_dir),
+            local_dir=local_path(local_dir),
+            exclude=selection.exclude,
+            include=selection.include,
+            allow_unverified=allow_unverified,
+        )
+        return plan
 
     async def delete(
         self,
@@ -296,17 +266,12 @@ class StorageSyncer:
         Raises:
             NotFoundError, NotCommittedError: there is nothing to delete.
         """
-        remote = Location.parse(remote_dir)
-        told = self._observe if observe is None else observe
-        async with self._store(remote, told) as (store, tree):
-            told(Started(direction="delete", source=str(remote), target=str(remote)))
-
-            async def attempt() -> Deleted:
-                return await store.delete(tree, uncommitted=allow_uncommitted)
-
-            deleted = await self._bounded("delete", remote, attempt, told)
-        for path in deleted.kept:
-            told(Kept(path=path, reason="no manifest lists it"))
+        deleted: Deleted = await self._call(
+            "delete",
+            observe,
+            remote_dir=_remote(remote_dir),
+            allow_uncommitted=allow_uncommitted,
+        )
         return deleted
 
     # -- looking
@@ -318,39 +283,8 @@ class StorageSyncer:
             NotFoundError, NotCommittedError: there is no commit.
             IntegrityError: the manifest itself is damaged.
         """
-        remote = Location.parse(remote_dir)
-        told = self._observe if observe is None else observe
-        async with self._store(remote, told) as (store, tree):
-            told(Started(direction="verify", source=str(remote), target=str(remote)))
-
-            async def attempt() -> VerifyReport:
-                for _ in range(_REREADS):
-                    report = await self._verify(store, tree, remote, told)
-                    if report.ok or await self._is_current(store, tree, report.identity):
-                        return report
-                return report
-
-            return await self._bounded("verify", remote, attempt, told)
-
-    async def _verify(
-        self, store: TreeStore, tree: str, remote: Location, observe: Observer
-    ) -> VerifyReport:
-        manifest = await store.read_manifest(tree)
-        async with store.open(tree, manifest) as reader:
-            source = Inspected(reader, quote(str(remote)))
-            await self._engine.check(tuple(manifest.files.values()), source, Tally(observe))
-        for entry in manifest.nested:
-            try:
-                await store.read_header(f"{tree}/{entry.path}".lstrip("/"))
-            except NotFoundError:
-                observe(Skipped(path=entry.path, reason="this commit inside is gone"))
-        return VerifyReport(
-            location=str(remote),
-            identity=manifest.identity,
-            files=manifest.header.files,
-            size_bytes=manifest.header.size_bytes,
-            failures=tuple(sorted(source.damaged.items())),
-        )
+        report: VerifyReport = await self._call("verify", observe, remote_dir=_remote(remote_dir))
+        return report
 
     async def commits(self, remote_dir: Path) -> AsyncIterator[Commit]:
         """The commits at and below `remote_dir`, newest first; damaged ones say so.
@@ -358,8 +292,9 @@ class StorageSyncer:
         Raises:
             NotFoundError: there is nothing at all.
         """
-        for commit in await self._find(Location.parse(remote_dir)):
-            yield commit
+        async with self._stream("commits", remote_dir=_remote(remote_dir)) as found:
+            async for commit in found:
+                yield commit
 
     async def latest(self, remote_dir: Path) -> Commit | None:
         """The newest commit below `remote_dir`, or the one there; None if there is none.
@@ -370,13 +305,8 @@ class StorageSyncer:
         Raises:
             IntegrityError: the newest one's manifest is damaged; names the next one.
         """
-        return (await self._look(Location.parse(remote_dir))).commit
-
-    async def _look(self, remote: Location) -> Look:
-        async with self._store(remote, self._observe) as (store, tree):
-            return await self._bounded(
-                "look at", remote, lambda: self._newest.look(store, remote, tree), self._observe
-            )
+        newest: Commit | None = await self._call("latest", None, remote_dir=_remote(remote_dir))
+        return newest
 
     async def follow(
         self, remote_dir: Path, *, period_s: float = 1.0
@@ -399,19 +329,10 @@ class StorageSyncer:
         """
         if not period_s > 0:
             raise ConfigError(f"period_s must be above 0, not {period_s!r}")
-        remote, watch = Location.parse(remote_dir), Watch()
-        while True:
-            async with self._store(remote, self._observe) as (store, tree):
-                news = await poll(watch, store, tree, lambda: self._look(remote))
-            if news is not None:
-                yield news
-            await self._clock.sleep(period_s)
-
-    async def _find(self, remote: Location) -> list[Commit]:
-        async with self._store(remote, self._observe) as (store, tree):
-            return await self._bounded(
-                "list", remote, lambda: find_commits(store, remote, tree), self._observe
-            )
+        remote = _remote(remote_dir)
+        async with self._stream("follow", remote_dir=remote, period_s=period_s) as news:
+            async for commit in news:
+                yield commit
 
     async def restore(
         self,
@@ -433,31 +354,18 @@ class StorageSyncer:
             NotFoundError: no commit, or none of that step.
             IntegrityError: it is damaged; names the next older one unless `fallback`.
         """
-        remote = Location.parse(remote_dir)
-        found = candidates(await self._find(remote), remote)
-        if step is not None:
-            chosen = [commit for commit in found if commit.step == step]
-            if found and not chosen:
-                steps = [str(c.step) for c in found if c.step is not None]
-                raise NotFoundError(
-                    f"no commit of step {step} at {quote(str(remote))}; there are "
-                    f"{quote_some(steps)}"
-                )
-            found = chosen
-        if not found:
-            raise NotFoundError(f"no commit at or below {quote(str(remote))}")
-        told = self._observe if observe is None else observe
-        for commit, older in zip(found, [*found[1:], None], strict=True):
-            try:
-                refuse_damaged(commit)
-                return await self.sync_down(
-                    commit.location, local_dir, include=include, exclude=exclude, observe=told
-                )
-            except IntegrityError as exc:
-                if not fallback or older is None:
-                    raise damaged_error(commit, str(exc), found[found.index(commit) + 1 :]) from exc
-                told(FellBack(damaged=commit.location, used=older.location, reason=str(exc)))
-        raise AssertionError("unreachable: the loop returns or raises")
+        selection = Selection(exclude, include)
+        receipt: Receipt = await self._call(
+            "restore",
+            observe,
+            remote_dir=_remote(remote_dir),
+            local_dir=local_path(local_dir),
+            step=step,
+            include=selection.include,
+            exclude=selection.exclude,
+            fallback=fallback,
+        )
+        return receipt
 
     async def probe(self, remote_dir: Path) -> ProbeReport:
         """Find out what the place can do, and mark it as a storage root.
@@ -465,143 +373,34 @@ class StorageSyncer:
         The marker, `.asyncsync-root.json`, is written once; its id is the same for everybody who
         sees the same place.
         """
-        remote = Location.parse(remote_dir)
-        async with self._store(remote, self._observe) as (store, tree):
-            able = await store.probe(tree)
-            proposed = _Root(_LAYOUT_VERSION, new_attempt(), able.durability, able.exclusive)
-            written = await store.mark_root(tree, msgspec.json.encode(proposed) + b"\n")
-        try:
-            marker = msgspec.json.decode(written, type=_Root)
-        except msgspec.MsgspecError as exc:
-            raise IntegrityError(
-                f"the root marker at {quote(str(remote))} is damaged; if this is the right place, "
-                "remove .asyncsync-root.json there and run doctor again"
-            ) from exc
-        return ProbeReport(
-            location=str(remote),
-            capabilities=able,
-            marker=marker.id,
-            clock_offset_s=able.clock_offset_s,
-        )
+        report: ProbeReport = await self._call("probe", None, remote_dir=_remote(remote_dir))
+        return report
 
-    # -- helpers
+    # -- where it is done
 
-    async def _check_overlap(self, local: str, remote: Location) -> None:
-        """Refuse overlapping trees, also when links hide that they overlap."""
-        check_overlap(local, remote)
-        if remote.scheme == "file":
-            real = await self._threads.run(os.path.realpath, remote.path)
-            check_overlap(
-                await self._threads.run(os.path.realpath, local), Location("file", "", real)
-            )
+    async def _call(self, method: str, observe: Observer | None, **arguments: Any) -> Any:
+        self._check_reach(arguments["remote_dir"])
+        told = self._observe if observe is None else observe
+        return await self._engine.call(method, arguments, told)
 
     @asynccontextmanager
-    async def _store(
-        self, location: Location, observe: Observer
-    ) -> AsyncIterator[tuple[TreeStore, str]]:
-        if self._closed:
-            raise ConfigError("this StorageSyncer is closed; open a new one")
-        loop = asyncio.get_running_loop()
-        if (self._active or self._stores.connected) and loop is not self._loop:
+    async def _stream(self, method: str, **arguments: Any) -> AsyncIterator[AsyncIterator[Any]]:
+        self._check_reach(arguments["remote_dir"])
+        async with aclosing(self._engine.stream(method, arguments)) as items:
+            yield items
+
+    def _check_reach(self, location: str) -> None:
+        if self._isolation == "process" and location.startswith("memory://"):
             raise ConfigError(
-                "this StorageSyncer is in use in another event loop; make one for each loop"
+                f"{quote(location)} is in the memory of this program, which the engine's process "
+                "does not see; use isolation='thread' or 'loop'"
             )
-        self._loop, self._active = loop, self._active + 1
-        try:
-            yield await self._stores.open(location, observe)
-        finally:
-            self._active -= 1
-
-    async def _bounded(
-        self,
-        what: str,
-        location: Location,
-        operation: Callable[[], Awaitable[T]],
-        observe: Observer,
-    ) -> T:
-        """Run with retries, within `sync_timeout`."""
-        timeout_s = self._settings.sync_timeout
-        with anyio.move_on_after(timeout_s) as scope:
-            return await retry(operation, Backoff(), self._clock, what=what, observe=observe)
-        assert scope.cancelled_caught, "the only way past the return"
-        raise DeadlineError(
-            f"{what} {quote(str(location))}: not finished within {timeout_s:g} s; "
-            "run it again, or allow more time"
-        )
-
-    def _upload(self, request: Request, store: TreeStore, tree: str, observe: Observer) -> Upload:
-        return Upload(request, store, tree, self._tools(observe))
-
-    async def _second(
-        self, request: Request, store: TreeStore, tree: str, observe: Observer
-    ) -> Receipt:
-        try:
-            return await self._upload(request, store, tree, observe).run()
-        except ConflictError as exc:
-            if not request.replace:
-                raise
-            raise BusyError(
-                f"{quote(str(request.remote))} is being written by others again and again; "
-                "try later",
-                side="target",
-            ) from exc
-
-    def _download(
-        self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer
-    ) -> Download:
-        return Download(request, store, tree, self._tools(observe))
-
-    def _tools(self, observe: Observer) -> Tools:
-        return Tools(
-            engine=self._engine,
-            threads=self._threads,
-            clock=self._clock,
-            observe=observe,
-            name=f"asyncsync {__version__}",
-        )
-
-    async def _download_current(
-        self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer
-    ) -> Receipt:
-        """Download; once more if another version was committed while the old one was read."""
-        for _ in range(_REREADS):
-            download = self._download(request, store, tree, observe)
-            try:
-                return await download.run()
-            except (IntegrityError, TransferError):
-                if await self._is_current(store, tree, download.identity):
-                    raise
-        return await self._download(request, store, tree, observe).run()
-
-    @staticmethod
-    async def _is_current(store: TreeStore, tree: str, identity: str | None) -> bool:
-        try:
-            return identity is None or (await store.read_header(tree)).identity == identity
-        except AsyncSyncError:
-            return True  # it is gone or unreadable by now: the first error is the one to report
-
-    @staticmethod
-    def _download_request(
-        remote_dir: Path,
-        local_dir: Path,
-        exclude: Sequence[str],
-        include: Sequence[str],
-        allow_unverified: bool,
-    ) -> DownloadRequest:
-        return DownloadRequest(
-            remote=Location.parse(remote_dir),
-            local=local_path(local_dir),
-            selection=Selection(exclude, include),
-            allow_unverified=allow_unverified,
-        )
 
 
-def _unpickle(settings: _Settings) -> StorageSyncer:
-    bounds = settings.bounds
-    return StorageSyncer(
-        memory_bytes=bounds.memory_bytes,
-        max_files=bounds.max_files,
-        max_requests=bounds.max_requests,
-        bwlimit=settings.bwlimit,
-        sync_timeout=settings.sync_timeout,
-    )
+def _unpickle(isolation: Isolation, settings: _Settings) -> StorageSyncer:
+    return StorageSyncer(isolation=isolation, **asdict(settings))
+
+
+def _remote(location: Path) -> str:
+    """The same place for every process, whatever directory it is in."""
+    return str(Location.parse(location))

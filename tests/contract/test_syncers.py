@@ -1,4 +1,4 @@
-"""StorageSyncer keeps the contract of all syncers, on a disk and in an object store."""
+"""StorageSyncer keeps the contract of all syncers wherever its work is done."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from asyncsync.syncing import StorageSyncer
+from asyncsync.syncing import Isolation, StorageSyncer
 from asyncsync.testing import SyncerContract
 
 
 class TestToALocalDisk(SyncerContract):
-    @pytest.fixture
-    async def syncer(self) -> AsyncIterator[StorageSyncer]:
-        async with StorageSyncer() as syncer:
+    @pytest.fixture(params=["loop", "thread", "process"])
+    async def syncer(self, request: pytest.FixtureRequest) -> AsyncIterator[StorageSyncer]:
+        isolation: Isolation = request.param
+        async with StorageSyncer(isolation=isolation) as syncer:
             yield syncer
 
     @pytest.fixture
@@ -24,6 +25,11 @@ class TestToALocalDisk(SyncerContract):
 
 
 class TestToMemory(TestToALocalDisk):
+    @pytest.fixture(params=["loop", "thread"])
+    async def syncer(self, request: pytest.FixtureRequest) -> AsyncIterator[StorageSyncer]:
+        async with StorageSyncer(isolation=request.param) as syncer:
+            yield syncer
+
     @pytest.fixture
     def remote(self) -> str:
         return f"memory://{os.urandom(8).hex()}/trials"

@@ -173,7 +173,7 @@ class FrontDoor(Scenario):
             await self._sync(base, self.after)
 
     async def _sync(self, base: str, tree: Tree | None) -> None:
-        async with StorageSyncer(max_requests=1, max_files=1) as syncer:
+        async with StorageSyncer(isolation="loop", max_requests=1, max_files=1) as syncer:
             if tree is not None:
                 source = _source(base, tree)
                 await syncer.sync_up(source, f"{base}/{TREE}", kind=self.kind, replace=True)

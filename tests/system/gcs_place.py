@@ -66,7 +66,9 @@ async def gcs_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     async with FakeGcs() as fake:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
         clock, events = Hurry(), Events()
-        async with StorageSyncer(clock=clock, observe=events, max_requests=8) as syncer:
+        async with StorageSyncer(
+            isolation="loop", clock=clock, observe=events, max_requests=8
+        ) as syncer:
             yield GcsPlace(fake, fake.objects, syncer, clock, events, tmp_path)
 
 

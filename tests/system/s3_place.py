@@ -176,7 +176,7 @@ class S3Place(Place):
         source = await self.make(files, "newer")
 
         async def replace(_: Request) -> None:
-            async with StorageSyncer() as other:
+            async with StorageSyncer(isolation="loop") as other:
                 await other.sync_up(source, self.location, replace=True)
 
         return call(replace, "early")
@@ -197,7 +197,9 @@ async def s3_place(
         for name, value in fake.environ.items():
             monkeypatch.setenv(name, value)
         clock, events = Hurry(), Events()
-        async with StorageSyncer(clock=clock, observe=events, max_requests=max_requests) as syncer:
+        async with StorageSyncer(
+            isolation="loop", clock=clock, observe=events, max_requests=max_requests
+        ) as syncer:
             yield S3Place(fake, fake.objects["bucket"], syncer, clock, events, tmp_path)
 
 

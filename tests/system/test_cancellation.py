@@ -233,7 +233,9 @@ async def test_cancelled_at_any_hop_it_leaves_a_whole_tree_or_none(
     left = list[Tree]()
     # One file and one byte: what a cancelled run does not give back, the next one waits for.
     # Two threads: what a cancelled run does not wait for, goes on beside its clean-up.
-    async with StorageSyncer(memory_bytes=1, max_files=1, max_requests=2) as syncer:
+    async with StorageSyncer(
+        isolation="loop", memory_bytes=1, max_files=1, max_requests=2
+    ) as syncer:
         for number in count(1):
             place, cancel = tmp_path / str(number), _Cancel(number, moment)
             await to_thread.run_sync(_copy, template, place)

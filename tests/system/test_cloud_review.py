@@ -87,7 +87,7 @@ async def test_the_same_command_started_twice_tells_the_slower_one(place: S3Plac
     source = await place.make(TREE, "new")
 
     async def second(_: Request) -> None:
-        async with StorageSyncer(clock=Hurry()) as other:
+        async with StorageSyncer(clock=Hurry(), isolation="loop") as other:
             await other.sync_up(source, LOCATION, replace=True)
 
     place.fake.on("UploadPart", call(second))
@@ -103,7 +103,7 @@ async def test_of_two_deletions_at_once_the_slower_one_is_told(place: S3Place) -
 
     async def second(_: Request) -> None:
         clock = Hurry()
-        async with StorageSyncer(clock=clock) as other:
+        async with StorageSyncer(clock=clock, isolation="loop") as other:
             with pytest.raises(BusyError):
                 await other.delete(LOCATION)
             await clock.sleep(61)

@@ -62,7 +62,7 @@ class Place:
     async def follow(self, *steps: Callable[[], Awaitable[object]]) -> list[str]:
         """Names of the commits that come while the steps happen, one between two polls."""
         found = list[str]()
-        async with StorageSyncer(clock=Steps(*steps)) as syncer:
+        async with StorageSyncer(isolation="loop", clock=Steps(*steps)) as syncer:
             async with aclosing(syncer.follow(self.location, period_s=PERIOD_S)) as news:
                 with suppress(OverError):
                     async for commit in news:
@@ -127,7 +127,7 @@ async def test_many_followers_of_one_syncer_each_get_everything(place: Place) ->
                 if commit.name == "ckpt_2":
                     return
 
-    async with ticking() as clock, StorageSyncer(clock=clock) as syncer:
+    async with ticking() as clock, StorageSyncer(isolation="loop", clock=clock) as syncer:
         async with anyio.create_task_group() as group:
             for _ in range(5):
                 group.start_soon(reader, syncer)
@@ -140,7 +140,7 @@ async def test_many_followers_of_one_syncer_each_get_everything(place: Place) ->
 
 
 async def test_following_can_be_cancelled_while_it_waits(place: Place) -> None:
-    async with StorageSyncer(clock=FakeClock()) as syncer:
+    async with StorageSyncer(isolation="loop", clock=FakeClock()) as syncer:
         with anyio.move_on_after(0.05) as scope:
             async for _ in syncer.follow(place.location):
                 pass
@@ -163,7 +163,7 @@ async def test_a_damaged_newest_is_an_error_that_names_the_older_one(
 
 
 async def test_a_closed_syncer_ends_the_following(place: Place) -> None:
-    syncer = StorageSyncer(clock=Steps(nothing))
+    syncer = StorageSyncer(isolation="loop", clock=Steps(nothing))
     commits = syncer.follow(place.location, period_s=PERIOD_S)
     await place.commit("ckpt_1")
     await anext(commits)
@@ -203,7 +203,10 @@ async def test_a_transient_failure_is_retried_before_it_ends_the_following(
     place = Place(f"memory://{bucket}", tmp_path)
     await place.commit("ckpt_1")
     flaky = Flaky(memory_objects(bucket), monkeypatch)
-    async with ticking() as clock, StorageSyncer(clock=clock, observe=events) as syncer:
+    async with (
+        ticking() as clock,
+        StorageSyncer(isolation="loop", clock=clock, observe=events) as syncer,
+    ):
         async with aclosing(syncer.follow(place.location)) as commits:
             await anext(commits)
             await place.commit("ckpt_2")

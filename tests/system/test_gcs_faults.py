@@ -520,7 +520,7 @@ async def test_of_two_writers_one_commits_and_the_other_is_told_which(
     place.fake.faults.append(Fault(at=1 + 2 * ahead, before=lambda _: begun.set()))
 
     async def write(source: Path) -> None:
-        async with StorageSyncer(clock=Patient(over)) as syncer:
+        async with StorageSyncer(isolation="loop", clock=Patient(over)) as syncer:
             try:
                 receipts.append(await syncer.sync_up(source, LOCATION))
             except ConflictError as exc:

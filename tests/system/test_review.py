@@ -152,7 +152,7 @@ async def test_a_syncer_at_work_refuses_another_event_loop(source: Path, target:
         except Exception as exc:  # noqa: BLE001 - looked at below, in the other thread
             errors.append(exc)
 
-    async with StorageSyncer() as syncer:
+    async with StorageSyncer(isolation="loop") as syncer:
 
         def meanwhile(event: object) -> None:
             if isinstance(event, Moved) and not errors:

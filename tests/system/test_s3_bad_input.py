@@ -317,7 +317,7 @@ async def test_a_manifest_that_is_deleted_while_its_tree_is_read_does_no_harm(
     await place.up()
 
     async def delete(request: Request) -> None:
-        async with StorageSyncer() as other:
+        async with StorageSyncer(isolation="loop") as other:
             await other.delete(LOCATION)
 
     place.fake.faults.append(place.fault(call(delete, "early"), "GetObject", "a"))

@@ -58,7 +58,10 @@ async def _check_races(times: int, bucket: str, tmp_path: Path) -> None:
         await to_thread.run_sync(make, tmp_path / name, {"w": name.encode(), name: b""})
         for name in ("left", "right")
     ]
-    async with StorageSyncer(clock=Brief()) as left, StorageSyncer(clock=Brief()) as right:
+    async with (
+        StorageSyncer(isolation="loop", clock=Brief()) as left,
+        StorageSyncer(isolation="loop", clock=Brief()) as right,
+    ):
         for number in range(times):
             location = f"s3://{bucket}/race/{number}"
             order = [left, right] if number % 2 else [right, left]

@@ -272,7 +272,7 @@ async def test_nobody_sees_the_secrets_of_s3(
 
         fake.on("UploadPart", s3_faults.call(meanwhile, "before"))
         with logged(seen, also_loop=effect is None):
-            async with StorageSyncer(clock=Hurry(), observe=seen.event) as syncer:
+            async with StorageSyncer(isolation="loop", clock=Hurry(), observe=seen.event) as syncer:
                 if effect is None:
                     assert not await use(syncer, "s3://bucket/run/fine", tmp_path, seen)
                 else:
@@ -355,7 +355,7 @@ async def test_nobody_sees_the_secrets_of_google(
     async with gcs(tmp_path, monkeypatch, None if effect else private_key) as fake:
         fake.faults.append(Fault("chunk", before=lambda _: seen.objects()))
         with logged(seen, also_loop=not effect):
-            async with StorageSyncer(clock=Hurry(), observe=seen.event) as syncer:
+            async with StorageSyncer(isolation="loop", clock=Hurry(), observe=seen.event) as syncer:
                 if not effect:
                     assert not await use(syncer, "gs://bucket/run/fine", tmp_path, seen)
                 else:
@@ -388,7 +388,7 @@ async def test_nobody_sees_the_secrets_that_a_token_costs(
     async with gcs(tmp_path, monkeypatch, key) as fake:
         fake.faults.append(Fault("token", times=None, **effect))
         with logged(seen, also_loop=False):
-            async with StorageSyncer(clock=Hurry(), observe=seen.event) as syncer:
+            async with StorageSyncer(isolation="loop", clock=Hurry(), observe=seen.event) as syncer:
                 failed = await use(syncer, "gs://bucket/run", tmp_path, seen)
 
     assert failed >= 4

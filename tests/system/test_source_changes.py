@@ -125,7 +125,7 @@ async def _up(
 ) -> Receipt:
     async with ticking() as clock:
         # One request at a time: chunks are read in order.
-        async with StorageSyncer(clock=clock, max_requests=1) as syncer:
+        async with StorageSyncer(isolation="loop", clock=clock, max_requests=1) as syncer:
             return await syncer.sync_up(source, target, kind=kind, observe=events)
     raise AssertionError("unreachable: the block above returns")
 
@@ -134,7 +134,10 @@ async def _refused(
     source: Path, target: Path, events: Events | None = None, *, kind: Kind | None = None
 ) -> SourceChangedError:
     """The error of a sync that ends in one."""
-    async with ticking() as clock, StorageSyncer(clock=clock, max_requests=1) as syncer:
+    async with (
+        ticking() as clock,
+        StorageSyncer(isolation="loop", clock=clock, max_requests=1) as syncer,
+    ):
         with pytest.raises(SourceChangedError) as caught:
             await syncer.sync_up(source, target, kind=kind, observe=events)
     return caught.value
@@ -215,7 +218,7 @@ async def test_a_kept_file_that_changes_while_others_are_sent_is_sent_too(
     await _up(source, target)
     (source / "a").write_bytes(b"another")
     _at(monkeypatch, "scan", lambda: _rewrite(source), number=2)
-    async with ticking() as clock, StorageSyncer(clock=clock) as syncer:
+    async with ticking() as clock, StorageSyncer(isolation="loop", clock=clock) as syncer:
         receipt = await syncer.sync_up(source, target, replace=True)
 
     assert await _equal(source, target)

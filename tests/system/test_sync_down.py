@@ -636,7 +636,7 @@ async def test_a_plan_says_what_would_be_fetched_and_writes_nothing(
     await asyncsync.sync_down(commit, back)
     await _replace(source, commit, {"a": b"22"}, "d/b")
     before = disk(back)
-    async with StorageSyncer() as syncer:
+    async with StorageSyncer(isolation="loop") as syncer:
         plan = await syncer.plan_down(commit, back)
 
     assert [file.path for file in plan.send] == ["a"]

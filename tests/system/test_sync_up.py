@@ -479,7 +479,7 @@ async def test_the_manifest_of_a_restored_source_is_never_sent(
 
 async def test_a_source_whose_restore_never_finished_is_refused(source: Path, target: Path) -> None:
     make(source, {".asyncsync-next/a": b"staged"})
-    async with ticking() as clock, StorageSyncer(clock=clock) as syncer:
+    async with ticking() as clock, StorageSyncer(isolation="loop", clock=clock) as syncer:
         with pytest.raises(BusyError, match="sync down"):
             await syncer.sync_up(source, target)
 
@@ -742,8 +742,8 @@ async def test_two_syncs_of_the_same_content_to_one_new_target_both_succeed(
     source: Path, place: str, tmp_path: Path
 ) -> None:
     twin = make(tmp_path / "twin", TREE)
-    async with ticking() as clock, StorageSyncer(clock=clock) as one:
-        async with StorageSyncer(clock=clock) as other:
+    async with ticking() as clock, StorageSyncer(isolation="loop", clock=clock) as one:
+        async with StorageSyncer(isolation="loop", clock=clock) as other:
             results = await _both(
                 [
                     lambda: one.sync_up(source, f"{place}/ckpt_7"),
@@ -762,7 +762,7 @@ async def test_of_two_syncs_of_different_content_to_one_new_target_one_wins(
 ) -> None:
     theirs: dict[str, bytes | None] = {"a": b"theirs", "z": b"z" * 300_000}
     other = make(tmp_path / "other", theirs)
-    async with ticking() as clock, StorageSyncer(clock=clock) as syncer:
+    async with ticking() as clock, StorageSyncer(isolation="loop", clock=clock) as syncer:
         results = await _both(
             [
                 lambda: syncer.sync_up(source, f"{place}/ckpt_7"),
@@ -785,7 +785,7 @@ async def test_two_syncs_of_one_rolling_source_at_once_leave_it_whole(
 ) -> None:
     await asyncsync.sync_up(source, f"{place}/trial", kind="rolling")
     make(source, {"a": b"2"})
-    async with ticking() as clock, StorageSyncer(clock=clock) as syncer:
+    async with ticking() as clock, StorageSyncer(isolation="loop", clock=clock) as syncer:
         results = await _both([lambda: syncer.sync_up(source, f"{place}/trial")] * 2)
 
     assert _identities(results)
@@ -802,7 +802,7 @@ async def test_a_target_that_stays_busy_is_reported_with_its_process(
     there = (await store.read_header(tree)).identity
     intent = Intent(attempt=new_attempt(), expect=there, in_place=True)
     async with store.begin(tree, intent), ticking(step_s=1) as clock:
-        async with StorageSyncer(clock=clock) as syncer:
+        async with StorageSyncer(isolation="loop", clock=clock) as syncer:
             with pytest.raises(BusyError, match=str(os.getpid())):
                 await syncer.sync_up(source, target)
     threads.close()
@@ -813,7 +813,7 @@ async def test_a_target_that_stays_busy_is_reported_with_its_process(
 async def test_an_upload_while_it_is_deleted_ends_whole_or_gone(source: Path, target: Path) -> None:
     await asyncsync.sync_up(source, target, kind="rolling")
     make(source, {"a": b"2"})
-    async with ticking() as clock, StorageSyncer(clock=clock) as syncer:
+    async with ticking() as clock, StorageSyncer(isolation="loop", clock=clock) as syncer:
         await _both([lambda: syncer.sync_up(source, target), lambda: syncer.delete(target)])
 
     assert content(target) in ({}, TREE, {**TREE, "a": b"2"})
@@ -830,7 +830,7 @@ async def test_a_plan_says_what_would_happen_and_writes_nothing(source: Path, ta
     make(source, {"a": b"2", "new": b"n"})
     os.unlink(source / "d/b")
     before = disk(target.parent)
-    async with StorageSyncer() as syncer:
+    async with StorageSyncer(isolation="loop") as syncer:
         plan = await syncer.plan_up(source, target)
 
     assert sorted(file.path for file in plan.send) == ["a", "new"]
@@ -842,13 +842,13 @@ async def test_a_plan_says_what_would_happen_and_writes_nothing(source: Path, ta
 async def test_a_plan_refuses_what_the_sync_would_refuse(source: Path, target: Path) -> None:
     await asyncsync.sync_up(source, target)
     make(source, {"a": b"2"})
-    async with StorageSyncer() as syncer:
+    async with StorageSyncer(isolation="loop") as syncer:
         with pytest.raises(ConflictError):
             await syncer.plan_up(source, target)
 
 
 async def test_a_closed_syncer_says_so(source: Path, target: Path) -> None:
-    syncer = StorageSyncer()
+    syncer = StorageSyncer(isolation="loop")
     await syncer.aclose()
     await syncer.aclose()
 
@@ -859,7 +859,7 @@ async def test_a_closed_syncer_says_so(source: Path, target: Path) -> None:
 async def test_a_bandwidth_limit_slows_a_sync_down(source: Path, target: Path) -> None:
     make(source, {f"part_{number}": bytes(300_000) for number in range(5)})
     clock = SleptClock()
-    async with StorageSyncer(bwlimit=300_000, clock=clock) as syncer:
+    async with StorageSyncer(isolation="loop", bwlimit=300_000, clock=clock) as syncer:
         receipt = await syncer.sync_up(source, target)
 
     # Of six seconds' worth one is there from the beginning.

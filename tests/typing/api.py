@@ -153,5 +153,5 @@ def wrong_calls() -> None:
     asyncsync.sync_up("a", "b", ["*.tmp"])  # type: ignore[call-arg, unused-coroutine]
     asyncsync.sync_up("a", "b", kind="frozen")  # type: ignore[arg-type, unused-coroutine]
     asyncsync.sync_up("a", "b", links="keep")  # type: ignore[arg-type, unused-coroutine]
-    asyncsync.StorageSyncer(256)  # type: ignore[call-arg]
+    asyncsync.StorageSyncer("loop")  # type: ignore[call-arg]
     asyncsync.SyncConfig("file:///store")  # type: ignore[call-arg]

@@ -1,0 +1,450 @@
+"""The syncing that a StorageSyncer does, on the event loop that calls it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+
+from ..clock import Clock, SystemClock
+from ..concurrency import Threads
+from ..errors import (
+    AsyncSyncError,
+    BusyError,
+    ConfigError,
+    ConflictError,
+    DeadlineError,
+    IntegrityError,
+    NotFoundError,
+    TransferError,
+    quote,
+    quote_some,
+)
+from ..events import FellBack, Kept, Observer, Skipped, Started, ignore
+from ..location import Location
+from ..manifest import Kind
+from ..patterns import Selection
+from ..storage import Backoff, Deleted, Rate, Stores, TreeStore, retry
+from ..transfer import Bounds, Engine, Inspected, Links, Tally
+from ..units import MIB
+from ..version import __version__
+from .base import Path, Receipt
+from .commits import (
+    Commit,
+    ProbeReport,
+    VerifyReport,
+    candidates,
+    damaged_error,
+    find_commits,
+    refuse_damaged,
+)
+from .decisions import check_overlap
+from .download import Download, DownloadRequest
+from .follow import Watch, poll
+from .newest import Look, Newest
+from .probing import probe_root
+from .requests import local_path, upload_request
+from .tools import Tools
+from .upload import Request, SyncPlan, Upload
+
+__all__ = ["LoopSyncer"]
+
+T = TypeVar("T")
+_REREADS = 3
+_OBSERVED = {"sync_up", "sync_down", "delete", "verify", "restore"}
+
+
+class LoopSyncer:
+    """See StorageSyncer for what each method promises; `remote_dir` and `local_dir` are absolute.
+
+    It belongs to the event loop that uses it first.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: int = 256 * MIB,
+        max_files: int = 64,
+        max_requests: int = 32,
+        bwlimit: float | None = None,
+        sync_timeout: float | None = None,
+        observe: Observer = ignore,
+        clock: Clock | None = None,
+    ) -> None:
+        for name, value in (
+            ("memory_bytes", memory_bytes),
+            ("max_files", max_files),
+            ("max_requests", max_requests),
+            ("bwlimit", bwlimit),
+            ("sync_timeout", sync_timeout),
+        ):
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be above 0, not {value!r}")
+        self._observe = observe
+        self._clock = clock or SystemClock()
+        self._timeout_s = sync_timeout
+        self._engine = Engine(
+            Bounds(memory_bytes=memory_bytes, max_files=max_files, max_requests=max_requests)
+        )
+        self._threads = Threads(min(8, max_requests))
+        self._stores = Stores(
+            threads=self._threads,
+            clock=self._clock,
+            max_requests=max_requests,
+            rate=Rate(bwlimit, self._clock) if bwlimit is not None else None,
+            observe=observe,
+        )
+        self._newest = Newest()
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._active = 0
+
+    async def aclose(self) -> None:
+        """Let go of threads and connections. Again: no effect."""
+        self._closed = True
+        await self._stores.aclose()
+        self._threads.close()
+
+    async def call(self, method: str, arguments: Mapping[str, Any], observe: Observer) -> Any:
+        """Call one of the methods below by its name."""
+        told = {"observe": observe} if method in _OBSERVED else {}
+        return await getattr(self, method)(**arguments, **told)
+
+    def stream(self, method: str, arguments: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """Iterate over what one of them gives."""
+        items: AsyncGenerator[Any, None] = getattr(self, method)(**arguments)
+        return items
+
+    # -- up, down, delete
+
+    async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise of its own
+        self,
+        local_dir: Path,
+        remote_dir: Path,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        kind: Kind | None = None,
+        replace: bool = False,
+        links: Links = "refuse",
+        step: int | None = None,
+        observe: Observer = ignore,
+    ) -> Receipt:
+        request = upload_request(
+            local_dir, remote_dir, Selection(exclude, include), kind, links, replace, step
+        )
+        async with self._store(request.remote, observe) as (store, tree):
+            await self._check_overlap(request.local, request.remote)
+            observe(Started(direction="up", source=request.local, target=str(request.remote)))
+
+            async def attempt() -> Receipt:
+                try:
+                    return await self._upload(request, store, tree, observe).run()
+                except ConflictError:
+                    # Somebody committed after we had looked: whether that is a conflict or the
+                    # same content is for a second look to say.
+                    return await self._second(request, store, tree, observe)
+
+            return await self._bounded("sync up", request.remote, attempt, observe)
+
+    async def plan_up(
+        self,
+        local_dir: Path,
+        remote_dir: Path,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        kind: Kind | None = None,
+        replace: bool = False,
+        links: Links = "refuse",
+    ) -> SyncPlan:
+        request = upload_request(
+            local_dir, remote_dir, Selection(exclude, include), kind, links, replace, None
+        )
+        async with self._store(request.remote, self._observe) as (store, tree):
+            await self._check_overlap(request.local, request.remote)
+            return await self._upload(request, store, tree, ignore).plan()
+
+    async def sync_down(
+        self,
+        remote_dir: Path,
+        local_dir: Path,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        allow_unverified: bool = False,
+        observe: Observer = ignore,
+    ) -> Receipt:
+        request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
+        async with self._store(request.remote, observe) as (store, tree):
+            await self._check_overlap(request.local, request.remote)
+            observe(Started(direction="down", source=str(request.remote), target=request.local))
+
+            async def attempt() -> Receipt:
+                return await self._download_current(request, store, tree, observe)
+
+            return await self._bounded("sync down", request.remote, attempt, observe)
+
+    async def plan_down(
+        self,
+        remote_dir: Path,
+        local_dir: Path,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        allow_unverified: bool = False,
+    ) -> SyncPlan:
+        request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
+        async with self._store(request.remote, self._observe) as (store, tree):
+            await self._check_overlap(request.local, request.remote)
+            return await self._download(request, store, tree, ignore).plan()
+
+    async def delete(
+        self,
+        remote_dir: Path,
+        *,
+        allow_uncommitted: bool = False,
+        observe: Observer = ignore,
+    ) -> Deleted:
+        remote = Location.parse(remote_dir)
+        async with self._store(remote, observe) as (store, tree):
+            observe(Started(direction="delete", source=str(remote), target=str(remote)))
+
+            async def attempt() -> Deleted:
+                return await store.delete(tree, uncommitted=allow_uncommitted)
+
+            deleted = await self._bounded("delete", remote, attempt, observe)
+        for path in deleted.kept:
+            observe(Kept(path=path, reason="no manifest lists it"))
+        return deleted
+
+    # -- looking
+
+    async def verify(self, remote_dir: Path, *, observe: Observer = ignore) -> VerifyReport:
+        remote = Location.parse(remote_dir)
+        async with self._store(remote, observe) as (store, tree):
+            observe(Started(direction="verify", source=str(remote), target=str(remote)))
+
+            async def attempt() -> VerifyReport:
+                for _ in range(_REREADS):
+                    report = await self._verify(store, tree, remote, observe)
+                    if report.ok or await self._is_current(store, tree, report.identity):
+                        return report
+                return report
+
+            return await self._bounded("verify", remote, attempt, observe)
+
+    async def _verify(
+        self, store: TreeStore, tree: str, remote: Location, observe: Observer
+    ) -> VerifyReport:
+        manifest = await store.read_manifest(tree)
+        async with store.open(tree, manifest) as reader:
+            source = Inspected(reader, quote(str(remote)))
+            await self._engine.check(tuple(manifest.files.values()), source, Tally(observe))
+        for entry in manifest.nested:
+            try:
+                await store.read_header(f"{tree}/{entry.path}".lstrip("/"))
+            except NotFoundError:
+                observe(Skipped(path=entry.path, reason="this commit inside is gone"))
+        return VerifyReport(
+            location=str(remote),
+            identity=manifest.identity,
+            files=manifest.header.files,
+            size_bytes=manifest.header.size_bytes,
+            failures=tuple(sorted(source.damaged.items())),
+        )
+
+    async def commits(self, remote_dir: Path) -> AsyncGenerator[Commit, None]:
+        for commit in await self._find(Location.parse(remote_dir)):
+            yield commit
+
+    async def latest(self, remote_dir: Path) -> Commit | None:
+        return (await self._look(Location.parse(remote_dir))).commit
+
+    async def _look(self, remote: Location) -> Look:
+        async with self._store(remote, self._observe) as (store, tree):
+            return await self._bounded(
+                "look at", remote, lambda: self._newest.look(store, remote, tree), self._observe
+            )
+
+    async def follow(
+        self, remote_dir: Path, *, period_s: float = 1.0
+    ) -> AsyncGenerator[Commit, None]:
+        if not period_s > 0:
+            raise ConfigError(f"period_s must be above 0, not {period_s!r}")
+        remote, watch = Location.parse(remote_dir), Watch()
+        while True:
+            async with self._store(remote, self._observe) as (store, tree):
+                news = await poll(watch, store, tree, lambda: self._look(remote))
+            if news is not None:
+                yield news
+            await self._clock.sleep(period_s)
+
+    async def _find(self, remote: Location) -> list[Commit]:
+        async with self._store(remote, self._observe) as (store, tree):
+            return await self._bounded(
+                "list", remote, lambda: find_commits(store, remote, tree), self._observe
+            )
+
+    async def restore(
+        self,
+        remote_dir: Path,
+        local_dir: Path,
+        *,
+        step: int | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        fallback: bool = False,
+        observe: Observer = ignore,
+    ) -> Receipt:
+        remote = Location.parse(remote_dir)
+        found = candidates(await self._find(remote), remote)
+        if step is not None:
+            chosen = [commit for commit in found if commit.step == step]
+            if found and not chosen:
+                steps = [str(c.step) for c in found if c.step is not None]
+                raise NotFoundError(
+                    f"no commit of step {step} at {quote(str(remote))}; there are "
+                    f"{quote_some(steps)}"
+                )
+            found = chosen
+        if not found:
+            raise NotFoundError(f"no commit at or below {quote(str(remote))}")
+        for commit, older in zip(found, [*found[1:], None], strict=True):
+            try:
+                refuse_damaged(commit)
+                return await self.sync_down(
+                    commit.location, local_dir, include=include, exclude=exclude, observe=observe
+                )
+            except IntegrityError as exc:
+                if not fallback or older is None:
+                    raise damaged_error(commit, str(exc), found[found.index(commit) + 1 :]) from exc
+                observe(FellBack(damaged=commit.location, used=older.location, reason=str(exc)))
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    async def probe(self, remote_dir: Path) -> ProbeReport:
+        remote = Location.parse(remote_dir)
+        async with self._store(remote, self._observe) as (store, tree):
+            return await probe_root(store, tree, remote)
+
+    # -- helpers
+
+    async def _check_overlap(self, local: str, remote: Location) -> None:
+        """Refuse overlapping trees, also when links hide that they overlap."""
+        check_overlap(local, remote)
+        if remote.scheme == "file":
+            real = await self._threads.run(os.path.realpath, remote.path)
+            check_overlap(
+                await self._threads.run(os.path.realpath, local), Location("file", "", real)
+            )
+
+    @asynccontextmanager
+    async def _store(
+        self, location: Location, observe: Observer
+    ) -> AsyncIterator[tuple[TreeStore, str]]:
+        if self._closed:
+            raise ConfigError("this StorageSyncer is closed; open a new one")
+        loop = asyncio.get_running_loop()
+        if (self._active or self._stores.connected) and loop is not self._loop:
+            raise ConfigError(
+                "this StorageSyncer is in use in another event loop; make one for each loop"
+            )
+        self._loop, self._active = loop, self._active + 1
+        try:
+            yield await self._stores.open(location, observe)
+        finally:
+            self._active -= 1
+
+    async def _bounded(
+        self,
+        what: str,
+        location: Location,
+        operation: Callable[[], Awaitable[T]],
+        observe: Observer,
+    ) -> T:
+        """Run with retries, within `sync_timeout`."""
+        timeout_s = self._timeout_s
+        with anyio.move_on_after(timeout_s) as scope:
+            return await retry(operation, Backoff(), self._clock, what=what, observe=observe)
+        assert scope.cancelled_caught, "the only way past the return"
+        raise DeadlineError(
+            f"{what} {quote(str(location))}: not finished within {timeout_s:g} s; "
+            "run it again, or allow more time"
+        )
+
+    def _upload(self, request: Request, store: TreeStore, tree: str, observe: Observer) -> Upload:
+        return Upload(request, store, tree, self._tools(observe))
+
+    async def _second(
+        self, request: Request, store: TreeStore, tree: str, observe: Observer
+    ) -> Receipt:
+        try:
+            return await self._upload(request, store, tree, observe).run()
+        except ConflictError as exc:
+            if not request.replace:
+                raise
+            raise BusyError(
+                f"{quote(str(request.remote))} is being written by others again and again; "
+                "try later",
+                side="target",
+            ) from exc
+
+    def _download(
+        self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer
+    ) -> Download:
+        return Download(request, store, tree, self._tools(observe))
+
+    def _tools(self, observe: Observer) -> Tools:
+        return Tools(
+            engine=self._engine,
+            threads=self._threads,
+            clock=self._clock,
+            observe=observe,
+            name=f"asyncsync {__version__}",
+        )
+
+    async def _download_current(
+        self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer
+    ) -> Receipt:
+        """Download; once more if another version was committed while the old one was read."""
+        for _ in range(_REREADS):
+            download = self._download(request, store, tree, observe)
+            try:
+                return await download.run()
+            except (IntegrityError, TransferError):
+                if await self._is_current(store, tree, download.identity):
+                    raise
+        return await self._download(request, store, tree, observe).run()
+
+    @staticmethod
+    async def _is_current(store: TreeStore, tree: str, identity: str | None) -> bool:
+        try:
+            return identity is None or (await store.read_header(tree)).identity == identity
+        except AsyncSyncError:
+            return True  # it is gone or unreadable by now: the first error is the one to report
+
+    @staticmethod
+    def _download_request(
+        remote_dir: Path,
+        local_dir: Path,
+        exclude: Sequence[str],
+        include: Sequence[str],
+        allow_unverified: bool,
+    ) -> DownloadRequest:
+        return DownloadRequest(
+            remote=Location.parse(remote_dir),
+            local=local_path(local_dir),
+            selection=Selection(exclude, include),
+            allow_unverified=allow_unverified,
+        )
