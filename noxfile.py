@@ -23,6 +23,7 @@ PARALLEL = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal")
 # Two: a long test may keep a core and a disk busy by itself. A file stays in one process: the
 # mutants share a fixture that runs them all.
 PARALLEL_LONG = ("--numprocesses=2", "--dist=loadfile")
+SYSTEM_PATH = os.pathsep.join([*os.get_exec_path(), "/usr/sbin"])
 TYPED = ("asyncsync", "tests", "examples", "noxfile.py", "docs/conf.py")
 
 PROBE = "import sys; v = sys.version_info; print(*v[:4], sys.implementation.name, sys.abiflags)"
@@ -109,6 +110,38 @@ def slow(session: nox.Session) -> None:
     """The long tests: kill loops, power cuts, mutants, large trees. Some need root and strace."""
     install_tested(session)
     session.run("pytest", "-m", LONG, *PARALLEL_LONG, *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure asyncsync against its peers; a complete run writes docs/benchmarks.md."""
+    session.install(".[all]", *group("bench"))
+    install_system_peers(session)
+    # The checkout comes first on the path: the benchmarks are part of it, and so is the page.
+    session.run("python", "-m", "tests.benchmarks", *session.posargs)
+
+
+def install_system_peers(session: nox.Session) -> None:
+    """Install the peers that are no Python packages, where that is allowed."""
+    needed = ["nginx-light", "rsync"]
+    if all(shutil.which(name, path=SYSTEM_PATH) for name in ("nginx", "rsync")):
+        return
+    if shutil.which("apt-get") is None or os.getuid() != 0:
+        session.log(f"{' and '.join(needed)} are not installed; what needs them is skipped")
+        return
+    command = ("apt-get", "install", "--yes", "--no-install-recommends", *needed)
+    # Only the program is wanted: the service that comes with it must not start.
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        session.run("apt-get", "update", external=True, silent=True)
+        session.run(*command, external=True, env={"DEBIAN_FRONTEND": "noninteractive"})
+    finally:
+        if ours:
+            policy.unlink()
 
 
 @nox.session
