@@ -297,7 +297,8 @@ async def finish(
     except asyncio.CancelledError:
         with anyio.CancelScope(shield=True):
             try:
-                await asyncio.wait([task], timeout=grace_s if worth_it() else 0)
+                if worth_it():  # else not even one more turn, in which it might get there
+                    await asyncio.wait([task], timeout=grace_s)
             finally:
                 task.cancel()
                 await asyncio.wait([task])

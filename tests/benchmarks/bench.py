@@ -114,6 +114,7 @@ class Bench:
             local=str(local),
             url=server.url,
             bucket=bucket,
+            isolation=case.isolation,
             trainer=case.trainer,
             bwlimit=case.bwlimit,
             timeout_s=None if case.stalls_after is None else STALLED_S,

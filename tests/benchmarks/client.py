@@ -14,12 +14,16 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, cast
 
 import uvloop
 
 from .measure import pss_bytes
 from .trainer import Lag, Trainer
 from .work import Job
+
+if TYPE_CHECKING:
+    from asyncsync.syncing import Isolation
 
 __all__: list[str] = []
 
@@ -36,7 +40,10 @@ async def _asyncsync(job: Job) -> None:
     from asyncsync import DeadlineError, StorageSyncer
 
     there = f"s3://{job.bucket}/{job.key}"
-    async with StorageSyncer(bwlimit=job.bwlimit, sync_timeout=job.timeout_s) as syncer:
+    isolation = cast("Isolation", job.isolation)
+    async with StorageSyncer(
+        isolation=isolation, bwlimit=job.bwlimit, sync_timeout=job.timeout_s
+    ) as syncer:
         try:
             if job.action == "down":
                 await syncer.sync_down(there, job.local)

@@ -85,6 +85,7 @@ class Job:
         local: directory on this machine.
         url: `http://host:port` of the server.
         key: where the tree lies in the bucket.
+        isolation: of asyncsync.
         trainer: `numpy` or `python`: blocking steps on the loop meanwhile.
         timeout_s: to be stopped after, and that is no failure.
     """
@@ -94,6 +95,7 @@ class Job:
     url: str
     bucket: str
     key: str = "tree"
+    isolation: str = "loop"
     trainer: str = ""
     bwlimit: float | None = None
     timeout_s: float | None = None

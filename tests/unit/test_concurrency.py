@@ -507,6 +507,26 @@ async def test_a_cancelled_call_that_does_not_end_is_cancelled(worth_it: bool) -
     assert cancelled
 
 
+async def test_a_cancelled_call_that_is_not_worth_it_gets_no_further() -> None:
+    turns, asked = 0, list[int]()
+
+    async def call() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    def worth_it() -> bool:
+        asked.append(turns)
+        return False
+
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().call_soon(scope.cancel)
+        await finish(call, worth_it=worth_it)
+
+    assert asked == [turns]
+
+
 async def test_a_second_cancellation_ends_the_wait() -> None:
     asked = anyio.Event()
 
