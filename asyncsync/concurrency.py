@@ -140,8 +140,9 @@ class ByteBudget(Budget):
 
     def _take(self, amount: int) -> None:
         super()._take(amount)
-        # What lies idle counts as well: it makes room for what is lent.
-        del self._idle[max(0, self._total - self._used) // self._buffer_bytes :]
+        if amount != self._buffer_bytes:  # whoever gets a buffer takes one of those that lie idle
+            # What lies idle counts as well: it makes room for what is lent.
+            del self._idle[max(0, self._total - self._used) // self._buffer_bytes :]
 
 
 async def each_bounded(

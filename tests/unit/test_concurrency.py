@@ -661,6 +661,22 @@ async def test_what_lies_idle_never_makes_more_than_the_budget() -> None:
     assert (idle, beside) == (4, 1)
 
 
+async def test_buffers_are_lent_again_when_all_are_in_use() -> None:
+    budget, seen = ByteBudget(20, buffer_bytes=10), list[object]()
+
+    async def use() -> None:
+        async with budget.buffer(10) as buffer:
+            if not any(one is buffer.obj for one in seen):
+                seen.append(buffer.obj)
+            await settle()
+
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(use)
+
+    assert len(seen) == 2
+
+
 async def test_a_small_piece_gets_memory_of_its_size() -> None:
     budget = ByteBudget(100, buffer_bytes=10)
     async with budget.buffer(3) as buffer:
