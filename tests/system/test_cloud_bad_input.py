@@ -162,15 +162,6 @@ async def test_a_server_that_ignores_conditions_is_announced_once_and_works_for_
 # -- what others put where an attempt has died
 
 
-async def _left_behind(place: S3Place | GcsPlace) -> None:
-    """An attempt has claimed `a` and `old` and sent only `old`; ten minutes later `a` came.
-
-    With a tool that copies what we mark our objects with.
-    """
-    await _left_just_now(place)
-    _put(place, "a", b"copied by hand", later_s=600, content_type=MARKED_TYPE)
-
-
 LEFT = Record(kind="write", attempt="0" * 32, writer="them", paths=frozenset({"a", "old"}))
 
 
@@ -195,82 +186,49 @@ def _put(
         stored.content_type = content_type
 
 
-async def test_what_came_after_an_attempt_had_died_is_kept_by_the_next_one(
-    place: S3Place | GcsPlace,
-) -> None:
-    await _left_behind(place)
-
-    await place.syncer.sync_up(await place.make({"b": b"new"}), place.location)
-
-    held = place.held()
-    assert held.pop(MANIFEST)
-    assert held == {"a": b"copied by hand", "b": b"new"}
-
-
-async def test_what_came_after_an_attempt_had_died_is_not_overwritten(
-    place: S3Place | GcsPlace,
-) -> None:
-    await _left_behind(place)
-
-    with raises(ClashError) as caught:
-        await place.syncer.sync_up(await place.make(NEW), place.location)
-
-    assert caught.value.paths == ("a",)
-    assert place.held() == {"a": b"copied by hand"}
-
-
-async def test_what_came_after_an_attempt_had_died_is_not_deleted(
-    place: S3Place | GcsPlace,
-) -> None:
-    await _left_behind(place)
-
-    deleted = await place.syncer.delete(place.location)
-
-    assert deleted == Deleted(1, ("a",))
-    assert place.held() == {"a": b"copied by hand"}
-
-
-# -- what others put where an attempt is at work, or has died a moment ago
-
-
-async def _left_just_now(place: S3Place | GcsPlace) -> None:
-    """The same a moment ago, and `a` has not come yet."""
+async def _left(place: S3Place | GcsPlace) -> None:
+    """An attempt has claimed `a` and `old` and sent only `old`."""
     _put(place, ATTEMPT, msgspec.json.encode(LEFT), content_type=MARKED_TYPE)
     _put(place, "old", b"theirs", content_type=MARKED_TYPE)
 
 
-def _comes_before(place: S3Place | GcsPlace, request: tuple[str, str], path: str) -> None:
-    """Somebody puts `a` when the first such request, at S3 or at GCS, comes for `path`."""
-    if isinstance(place, S3Place):
-        effect = call(lambda _: _put(place, "a", b"copied by hand"), "early")
-        place.fake.faults.append(place.fault(effect, request[0], path))
+Request = tuple[str, str, str]
+"""The first one to S3, or to GCS, for a path."""
+
+COPIED = b"copied by hand"
+LATER = "ten minutes later, by a tool that copies our mark"
+AT_ONCE = "at once"
+
+
+def _comes(place: S3Place | GcsPlace, when: str | Request) -> None:
+    """Somebody else puts `a`: now, or when that request comes."""
+    if when == LATER:
+        _put(place, "a", COPIED, later_s=600, content_type=MARKED_TYPE)
+    elif isinstance(when, str):
+        _put(place, "a", COPIED)
+    elif isinstance(place, S3Place):
+        effect = call(lambda _: _put(place, "a", COPIED), "early")
+        place.fake.faults.append(place.fault(effect, when[0], when[2]))
     else:
-        place.fault(request[1], path, before=lambda _: _put(place, "a", b"copied by hand"))
+        place.fault(when[1], when[2], before=lambda _: _put(place, "a", COPIED))
 
 
-@pytest.mark.parametrize(
-    "at",
-    [None, ("HeadObject", "get")],
-    ids=["before it is taken over", "before it is written again"],
-)
+@pytest.mark.parametrize("when", [LATER, AT_ONCE, ("HeadObject", "get", "a")], ids=str)
 async def test_what_came_in_place_of_a_dead_attempts_object_is_not_overwritten(
-    at: tuple[str, str] | None, place: S3Place | GcsPlace
+    when: str | Request, place: S3Place | GcsPlace
 ) -> None:
-    await _left_just_now(place)
-    if at is None:
-        _put(place, "a", b"copied by hand")
-    else:
-        _comes_before(place, at, "a")
+    await _left(place)
+    _comes(place, when)
 
     with raises(ClashError) as caught:
         await place.syncer.sync_up(await place.make(NEW), place.location)
 
     assert caught.value.paths == ("a",)
-    assert place.held() == {"a": b"copied by hand"}
+    assert place.held() == {"a": COPIED}
 
 
 async def test_what_a_dead_attempt_had_written_is_written_again(place: S3Place | GcsPlace) -> None:
-    await _left_just_now(place)
+    await _left(place)
     _put(place, "a", b"half of it", content_type=MARKED_TYPE)
 
     await place.syncer.sync_up(await place.make(NEW), place.location)
@@ -278,48 +236,44 @@ async def test_what_a_dead_attempt_had_written_is_written_again(place: S3Place |
     await place.check(NEW)
 
 
-@pytest.mark.parametrize(
-    "at", [None, ("PutObject", "media")], ids=["before it is taken over", "before the last file"]
-)
+@pytest.mark.parametrize("when", [LATER, AT_ONCE, ("PutObject", "media", "b")], ids=str)
 async def test_what_came_in_place_of_a_dead_attempts_object_stays_in_the_new_tree(
-    at: tuple[str, str] | None, place: S3Place | GcsPlace
+    when: str | Request, place: S3Place | GcsPlace
 ) -> None:
-    await _left_just_now(place)
-    if at is None:
-        _put(place, "a", b"copied by hand")
-    else:
-        _comes_before(place, at, "b")
+    await _left(place)
+    _comes(place, when)
 
     await place.syncer.sync_up(await place.make({"b": b"new"}), place.location)
 
     held = place.held()
     assert held.pop(MANIFEST)
-    assert held == {"a": b"copied by hand", "b": b"new"}
+    assert held == {"a": COPIED, "b": b"new"}
 
 
 async def test_what_came_in_place_of_a_dead_attempts_object_stays_when_the_next_one_fails(
     place: S3Place | GcsPlace,
 ) -> None:
-    await _left_just_now(place)
+    await _left(place)
     _put(place, "b", b"others have this name")
-    _comes_before(place, ("GetObject", "read"), "b")
+    _comes(place, ("GetObject", "read", "b"))
 
     with raises(ClashError):
         await place.syncer.sync_up(await place.make({"b": b"new"}), place.location)
 
-    assert place.held() == {"a": b"copied by hand", "b": b"others have this name"}
+    assert place.held() == {"a": COPIED, "b": b"others have this name"}
 
 
+@pytest.mark.parametrize("when", [LATER, AT_ONCE])
 async def test_what_came_in_place_of_a_dead_attempts_object_is_not_deleted(
-    place: S3Place | GcsPlace,
+    when: str, place: S3Place | GcsPlace
 ) -> None:
-    await _left_just_now(place)
-    _put(place, "a", b"copied by hand")
+    await _left(place)
+    _comes(place, when)
 
     deleted = await place.syncer.delete(place.location)
 
     assert deleted == Deleted(1, ("a",))
-    assert place.held() == {"a": b"copied by hand"}
+    assert place.held() == {"a": COPIED}
 
 
 async def test_what_a_manifest_lists_is_replaced_though_a_copy_has_lost_our_mark(
