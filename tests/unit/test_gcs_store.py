@@ -11,8 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from aiohttp import web
+from anyio.lowlevel import checkpoint
 
 from asyncsync.concurrency import Threads, each_bounded
 from asyncsync.errors import (
@@ -30,12 +32,14 @@ from asyncsync.errors import (
 )
 from asyncsync.storage.gcs import GcsObjects
 from asyncsync.storage.gcs.answers import examined, failure, hash_of, stored
-from asyncsync.storage.http import Answer
+from asyncsync.storage.gcs.connection import _AsEncoded
+from asyncsync.storage.http import Answer, Http
 from asyncsync.storage.objects import Condition, Examined, ObjectStore, Part, Upload
 from asyncsync.storage.parts import part_key
 from asyncsync.testing import FakeClock, ObjectStoreContract
 from asyncsync.units import MIB
 from tests.fakes.gcs import FakeGcs, Fault, repeat_items, wrong_crc32c, wrong_size
+from tests.unit.test_http import Connection, serving
 
 
 class Sleepless(FakeClock):
@@ -579,6 +583,32 @@ async def test_joining_whose_answer_got_lost_meets_its_own_success(
         await gcs.complete_upload(upload, parts, condition=Condition(absent=True))
 
     assert fake.objects["k"].data == whole
+
+
+async def test_a_cancelled_compose_leaves_no_connection_in_use() -> None:
+    """The answer has begun when its caller is cancelled, and comes whole all the same."""
+    scope, threads = anyio.CancelScope(), Threads(1)
+    http = Http(max_connections=2)
+    await http.open(threads)
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        scope.cancel()
+        for _ in range(20):
+            await checkpoint()
+        await connection.say(b"{}")
+        await connection.until_closed()
+
+    async with serving(script) as server:
+        with scope:
+            await _AsEncoded(http).post(f"{server.url}/o/x/compose", data=b"body")
+
+        assert scope.cancelled_caught
+        assert http.session.connector is not None
+        assert not http.session.connector._acquired
+        await http.aclose()
+    threads.close()
 
 
 async def test_leftovers_do_not_spoil_a_success(gcs: GcsObjects, fake: FakeGcs) -> None:

@@ -202,7 +202,12 @@ class _AsEncoded:
                 method, target, proxy=proxy, allow_redirects=False, **options
             )
 
-        response = await (finish(request) if method == "POST" else request())
+        async def write() -> aiohttp.ClientResponse:
+            response = await request()
+            await response.read()  # nothing is left open if nobody waits for it any more
+            return response
+
+        response = await (finish(write) if method == "POST" else request())
         if 300 <= response.status < 400:  # gcloud-aio takes it for a success
             response.close()
             raise aiohttp.ClientResponseError(
