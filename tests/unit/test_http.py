@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -23,6 +24,7 @@ from asyncsync.errors import (
     StalledError,
     TransientError,
 )
+from asyncsync.storage import dialing
 from asyncsync.storage import http as http_module
 from asyncsync.storage.http import Answer, Http, retry_after_s
 
@@ -270,6 +272,65 @@ async def test_an_answer_before_the_body_has_gone_is_heard(http: Http) -> None:
         answer = await http.send("PUT", server.url, {}, what="put it", data=BIG)
 
     assert (answer.status, answer.body) == (503, b"no")
+
+
+async def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(dialing, "monotonic", lambda: now_s[0])
+    async with serving(answers(OK, OK)) as server:
+        for now_s[0] in (0.0, 14.0, 30.0):
+            await http.send("GET", server.url, {}, what="get it")
+
+        assert server.connections == 2
+
+
+async def test_no_more_connections_are_open_than_allowed(http: Http) -> None:
+    waiting, most, go = 0, 0, anyio.Event()
+
+    async def script(connection: Connection) -> None:
+        nonlocal waiting, most
+        while await connection.request():
+            waiting += 1
+            most = max(most, waiting)
+            if waiting == 4:
+                go.set()
+            await go.wait()
+            waiting -= 1
+            await connection.say(OK)
+
+    async with serving(script) as server, anyio.create_task_group() as group:
+        for _ in range(9):
+            group.start_soon(partial(http.send, "GET", server.url, {}, what="get it"))
+
+    assert most == 4
+    assert server.connections == 4
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\r\nX-Two: b"])
+async def test_a_header_cannot_begin_another(value: str, http: Http) -> None:
+    async with serving(answers(OK)) as server:
+        with pytest.raises(ConfigError, match="line break"):
+            await http.send("GET", server.url, {"X-One": value}, what="get it")
+
+
+async def test_an_address_is_asked_for_as_it_is_named(http: Http) -> None:
+    heads = list[bytes]()
+
+    async def script(connection: Connection) -> None:
+        while True:
+            heads.append(await connection.head())
+            await connection.say(OK)
+
+    async with serving(script) as server:
+        at = f"127.0.0.1:{server.port}"
+        for rest in ("", "?a=b", "/", "/x?y=/z", "//x"):
+            await http.send("GET", f"http://user:secret@{at}{rest}", {}, what="get it")
+
+    asked = [head.split(b"\r\n")[:2] for head in heads]
+    paths = (b"/", b"/?a=b", b"/", b"/x?y=/z", b"//x")
+    assert asked == [[b"GET %b HTTP/1.1" % p, b"Host: " + at.encode()] for p in paths]
 
 
 # -- answers that are not whole
@@ -720,6 +781,72 @@ async def test_a_proxy_of_the_environment_is_asked_except_for_what_it_leaves_out
     assert len(heads) == 1
 
 
+async def _tunnel(connection: Connection, port: int, answer: bytes) -> None:
+    """What a proxy does when it is asked for a way to a server."""
+    await connection.say(answer)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+        sink.close()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(pump, connection.reader, writer)
+        group.start_soon(pump, reader, connection.writer)
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_through_a_proxy_tls_is_spoken_with_the_server(
+    version: bytes,
+    authority: trustme.CA,
+    tmp_path: Path,
+    threads: Threads,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    heads = list[bytes]()
+
+    async def script(connection: Connection) -> None:
+        heads.append(await connection.head())
+        await _tunnel(connection, server.port, b"HTTP/" + version + b" 200 Go\r\n\r\n")
+
+    tls = _tls(authority, "store.example")
+    async with serving(script) as proxy, serving(answers(OK, OK), tls) as server:
+        monkeypatch.setenv("https_proxy", proxy.url.replace("//", "//us%40r:pass%20word@"))
+        async with trusting(tmp_path / "ca.pem", threads) as http:
+            for _ in range(2):
+                answer = await http.send("GET", "https://store.example/x", {}, what="get it")
+                assert answer.body == b"hello"
+
+    assert len(heads) == 1  # the way is kept
+    assert heads[0].startswith(b"CONNECT store.example:443 HTTP/1.1\r\n")
+    assert b"Proxy-Authorization: Basic dXNAcjpwYXNzIHdvcmQ=\r\n" in heads[0]
+
+
+async def test_a_proxy_that_refuses_is_named_with_its_reason(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(answers(b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n")) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        async with trusting(None, threads) as http:
+            with pytest.raises(TransientError) as caught:
+                await http.send("GET", "https://store.example/x", {}, what="get it")
+
+    assert one_line(caught.value, "get it: https://store.example", "refuses, with status 407")
+
+
+async def test_a_proxy_of_another_kind_is_a_matter_of_settings(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "socks5://user:password@127.0.0.1:9")
+    async with trusting(None, threads) as http:
+        with pytest.raises(ConfigError, match="not an http:// address") as caught:
+            await http.send("GET", "http://store.example/x", {}, what="get it")
+
+    assert "password" not in str(caught.value)
+
+
 async def test_a_proxy_that_is_gone_is_no_connection(
     threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -738,11 +865,13 @@ async def test_a_proxy_that_is_gone_is_no_connection(
 async def test_opening_and_closing_again_has_no_effect(threads: Threads) -> None:
     http = Http(max_connections=2)
     await http.aclose()
+    http = Http(max_connections=2)
     await http.open(threads)
-    session = http.session
     await http.open(threads)
-
-    assert http.session is session
-    await http.aclose()
-    await http.aclose()
-    assert session.closed
+    async with serving(answers(OK, OK)) as server:
+        await http.send("GET", server.url, {}, what="get it")
+        await http.aclose()
+        await http.aclose()
+        with pytest.raises(ConfigError, match="get it: the store is closed"):
+            await http.send("GET", server.url, {}, what="get it")
+        await server.closed.wait()

@@ -57,10 +57,10 @@ async def test_what_is_not_installed_says_what_to_install(
     for name in [n for n in sys.modules if n.startswith("asyncsync.storage.s3")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(sys.modules["asyncsync.storage"], "s3", raising=False)
-    monkeypatch.setitem(sys.modules, "aiohttp", None)
-    for name in [n for n in sys.modules if n.startswith("asyncsync.storage.http")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(sys.modules["asyncsync.storage"], "http", raising=False)
+    monkeypatch.setitem(sys.modules, "aiohappyeyeballs", None)
+    for name in ("http", "dialing"):
+        monkeypatch.delitem(sys.modules, f"asyncsync.storage.{name}", raising=False)
+        monkeypatch.delattr(sys.modules["asyncsync.storage"], name, raising=False)
 
     with pytest.raises(ConfigError, match=r"pip install 'asyncsync\[s3\]'"):
         await stores.open(Location.parse("s3://bucket/x"), ignore)

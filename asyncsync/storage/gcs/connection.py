@@ -14,6 +14,9 @@ from urllib.parse import urlencode
 
 import aiohttp
 import anyio
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
+from anyio.lowlevel import checkpoint
 from yarl import URL
 
 from ...clock import Clock
@@ -42,6 +45,7 @@ _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 _METADATA_HOST = "metadata.google.internal"
 _TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 # In all gcloud-aio allows 10 s, the wait for a free connection included.
+_IDLE_S = 15.0  # stores close idle connections after 20 s and less
 _AUTH_PATIENCE = cast("int", aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=10.0))
 _EARLY_S = 225.0  # the metadata server gives out a new token 5 minutes before the old one ends
 _ADVICE = (
@@ -63,7 +67,9 @@ class Connection:
         self, endpoint: str | None, *, threads: Threads, clock: Clock, max_requests: int
     ) -> None:
         self._endpoint, self._threads, self._clock = endpoint, threads, clock
+        self._max_requests = max_requests
         self._http = Http(max_connections=max_requests)
+        self._session: _AsEncoded | None = None
         self._opening = anyio.Lock()
         self._sdk: Storage | None = None
         self._account: _Account | None = None
@@ -142,6 +148,8 @@ class Connection:
         """Close every connection. Again: no effect."""
         self._closed = True
         await self._http.aclose()
+        if self._session is not None:
+            await self._session.aclose()
 
     async def _token(self) -> Secret | None:
         return await self._account.token() if self._account else None
@@ -169,7 +177,7 @@ class Connection:
             emulator = f"http://{emulator}"
         self._emulated = bool(emulator)
         self._root = (emulator or self._endpoint or _ROOT).rstrip("/")
-        session = _AsEncoded(self._http)
+        session = self._session = _AsEncoded(self._http, self._max_requests)
         if not self._emulated:
             token = await self._threads.run(_credentials, session, self._threads)
             self._account = _Account(token, self._threads, self._clock)
@@ -178,11 +186,39 @@ class Connection:
         )
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Over TLS, drops what is not used again at once.
+
+    Closing it politely takes as long as the other side likes, and nobody would wait for that.
+    """
+
+    def _release(
+        self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
+    ) -> None:
+        should_close = should_close or protocol.should_close
+        if key.is_ssl and should_close:
+            protocol.abort()
+        super()._release(key, protocol, should_close=should_close)
+
+
 class _AsEncoded:
     """The session as gcloud-aio gets it: as it encodes addresses, through proxies, no redirects."""
 
-    def __init__(self, http: Http) -> None:
+    def __init__(self, http: Http, max_connections: int) -> None:
         self._http = http
+        self._session = aiohttp.ClientSession(
+            connector=_Connector(limit=max_connections, keepalive_timeout=_IDLE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
+        )
+        # It would send a request whose answer got lost a second time without a word: a write under
+        # a condition then meets its own success. Retrying is done, and told, in one place.
+        self._session._retry_connection = False
+
+    async def aclose(self) -> None:
+        await self._session.close()
+        await checkpoint()  # the loop lets go of aborted connections only now
 
     async def get(self, url: str, **options: Any) -> aiohttp.ClientResponse:
         return await self._send("GET", url, **options)
@@ -194,12 +230,11 @@ class _AsEncoded:
         return await self._send("DELETE", url, **options)
 
     async def _send(self, method: str, url: str, **options: Any) -> aiohttp.ClientResponse:
-        target = URL(url, encoded=True)
-        proxy = None if _TOKEN_PATH in url else self._http.proxy_for(target)
+        proxy = None if _TOKEN_PATH in url else self._http.proxy_for(url)
 
         async def request() -> aiohttp.ClientResponse:
-            return await self._http.session.request(
-                method, target, proxy=proxy, allow_redirects=False, **options
+            return await self._session.request(
+                method, URL(url, encoded=True), proxy=proxy, allow_redirects=False, **options
             )
 
         async def write() -> aiohttp.ClientResponse:
