@@ -76,7 +76,7 @@ class Connections:
     """
 
     def __init__(self, limit: int, ca_file: str | None) -> None:
-        self._slots = Budget(limit)
+        self._slots, self._limit = Budget(limit), limit
         self._ca_file = ca_file
         self._trust: ssl.SSLContext | None = None
         self._trusting = anyio.Lock()
@@ -98,7 +98,13 @@ class Connections:
             ConnectError, OSError: there is none.
         """
         async with self._slots.borrow():
-            connection = self._kept(origin) or await self._connect(origin, threads)
+            connection = self._kept(origin)
+            if connection is None:
+                self._make_room()
+                connection = await self._connect(origin, threads)
+            if self.closed:
+                connection.abort()
+                raise ConnectError("is not asked any more: the store was closed")
             try:
                 yield connection
             finally:
@@ -112,11 +118,21 @@ class Connections:
         idle, now = self._idle.get(origin, []), monotonic()
         while idle:
             connection, since = idle.pop()
-            if connection.idle and now - since < _IDLE_S:
+            if connection.idle and now - since < _IDLE_S and connection.silent:
                 return connection
             connection.abort()
             self._all.discard(connection)
         return None
+
+    def _make_room(self) -> None:
+        """Close what is idle, the oldest first, until there is room for another connection."""
+        idle = [(at, origin) for origin, kept in self._idle.items() for _, at in kept]
+        idle.sort(key=lambda one: one[0])
+        for _, origin in idle[: max(0, len(idle) + self._slots.used - self._limit)]:
+            connection, _ = self._idle[origin].pop(0)
+            connection.abort()
+            self._all.discard(connection)
+        self._idle = {origin: kept for origin, kept in self._idle.items() if kept}
 
     # -- opening
 
@@ -134,10 +150,12 @@ class Connections:
     async def _connect(self, origin: Origin, threads: Threads) -> Connection:
         proxy = self.proxy_for(origin)
         context = await self.trust(threads) if origin.scheme == "https" else None
+        if self.closed:
+            raise ConnectError("is not asked any more: the store was closed")
         try:
             with anyio.fail_after(_CONNECT_S):
                 if proxy is None:
-                    connection = await _dialled(origin.host, origin.port, context)
+                    connection = await _secured(origin, context)
                 else:
                     connection = await _through(proxy, origin, context)
         except TimeoutError:
@@ -155,19 +173,26 @@ class Connections:
         await checkpoint()  # the loop lets go of them only now
 
 
-async def _dialled(host: str, port: int, context: ssl.SSLContext | None) -> Connection:
+async def _dialled(host: str, port: int) -> Connection:
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     reached = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1)
     try:
-        _, connection = await loop.create_connection(
-            Connection,
-            sock=reached,
-            ssl=context,
-            server_hostname=host if context is not None else None,
-        )
+        _, connection = await loop.create_connection(Connection, sock=reached)
     except BaseException:
         reached.close()
+        raise
+    return connection
+
+
+async def _secured(origin: Origin, context: ssl.SSLContext | None) -> Connection:
+    # In two steps: a cancelled connect with TLS at once leaves its transport behind.
+    connection = await _dialled(origin.host, origin.port)
+    try:
+        if context is not None:
+            await connection.secure(context, origin.host)
+    except BaseException:
+        connection.abort()
         raise
     return connection
 
@@ -177,7 +202,7 @@ async def _through(proxy: str, origin: Origin, context: ssl.SSLContext | None) -
     via = origin_of(proxy)
     if via is None or via.scheme != "http":
         raise ConfigError("the proxy that the environment names is not an http:// address")
-    connection = await _dialled(via.host, via.port, None)
+    connection = await _dialled(via.host, via.port)
     if context is None:
         return connection
     end = f"{origin.authority.removesuffix(f':{origin.port}')}:{origin.port}"

@@ -47,6 +47,9 @@ class Answer(NamedTuple):
     headers: Mapping[str, str]
     body: bytes | memoryview
 
+    def __repr__(self) -> str:  # a header may be a secret
+        return f"<an answer with status {self.status}>"
+
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """How long a server wants to be left alone: `Retry-After`, five minutes at most.
@@ -276,11 +279,12 @@ class _Pulse:
         if self._bytes >= self._alive_bytes:
             self._bytes = 0
             self._beat_at = self._loop.time()
+        self._unsent_bytes = max(self._unsent_bytes, self._connection.unsent_bytes)
 
     def _look(self) -> None:
         unsent_bytes = self._connection.unsent_bytes
-        self.beat(max(0, self._unsent_bytes - unsent_bytes))
-        self._unsent_bytes = unsent_bytes
+        gone_bytes, self._unsent_bytes = self._unsent_bytes - unsent_bytes, unsent_bytes
+        self.beat(max(0, gone_bytes))
         if self._loop.time() >= self._beat_at + self._stall_s:
             self._scope.cancel()
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 import ssl
 from collections.abc import Callable
 from typing import NamedTuple, cast
@@ -22,6 +23,8 @@ __all__ = ["Connection", "Head", "Sink", "WireError"]
 _HEAD_BYTES = 64 * KIB
 _SLICE_BYTES = 256 * KIB
 _UNSENT_BYTES = 1024 * KIB  # waiting in a connection at most
+_RAW_BYTES = 64 * KIB  # below TLS
+_LENGTH_DIGITS = 18
 _STATUS = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: [^\r\n]*)?")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
@@ -63,12 +66,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
+        self._raw: asyncio.Transport | None = None  # below TLS
         self._scratch = bytearray(_HEAD_BYTES)
         self._filled = 0  # bytes of `_scratch` that are not understood yet
         self._wake: asyncio.Future[None] | None = None
-        self._paused = self._busy = self._reusable = False
+        self._paused = self._busy = self._reusable = self._eof = False
         self._failure: BaseException | None = None
-        self._begin(lambda head: Sink(None), lambda size_bytes: None, bodiless=True)
+        self._begin(_nowhere, _unheard, bodiless=True)
 
     def _begin(
         self, choose: Callable[[Head], Sink], beat: Callable[[int], None], *, bodiless: bool
@@ -86,13 +90,25 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def idle(self) -> bool:
         """Whether another request can be sent."""
-        open_ = self._transport is not None and not self._transport.is_closing()
-        return open_ and self._reusable and not self._busy and not self._filled
+        if self._transport is None or self._transport.is_closing():
+            return False
+        return self._reusable and not self._busy and not self._filled
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has arrived that was not looked at yet, not even the end."""
+        line = None if self._transport is None else self._transport.get_extra_info("socket")
+        if line is None:
+            return True
+        waiting = select.poll()
+        waiting.register(line.fileno(), select.POLLIN)
+        return not waiting.poll(0)
 
     @property
     def unsent_bytes(self) -> int:
         """What was written and has not left yet."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        lines = {line for line in (self._transport, self._raw) if line is not None}
+        return sum(line.get_write_buffer_size() for line in lines if not line.is_closing())
 
     async def ask(
         self,
@@ -101,7 +117,7 @@ class Connection(asyncio.BufferedProtocol):
         choose: Callable[[Head], Sink],
         *,
         bodiless: bool,
-        beat: Callable[[int], None] = lambda size_bytes: None,
+        beat: Callable[[int], None] = lambda _: None,
         sent: Callable[[], None] = lambda: None,
         tunnel: bool = False,
     ) -> tuple[Head, bytes | memoryview]:
@@ -120,12 +136,12 @@ class Connection(asyncio.BufferedProtocol):
         self._begin(choose, beat, bodiless=bodiless)
         self._busy, self._reusable = True, False
         try:
-            whole = await self._write(head, body)
-            if whole:
-                sent()
+            whole = await self._write(head, body, sent)
             while not self._done:
                 await self._turn()
             assert self._head is not None
+            # What has not left is the caller's memory.
+            whole = whole and not self.unsent_bytes
             self._reusable = whole and (self._reusable or tunnel)
             if self._sink.into is not None:
                 return self._head, self._sink.into[: self._got]
@@ -137,8 +153,11 @@ class Connection(asyncio.BufferedProtocol):
             self._busy = False
             if not self._reusable:
                 self.abort()
+            # A connection that is kept keeps nobody's memory.
+            self._sink, self._pieces = Sink(None), []
+            self._choose, self._beat = _nowhere, _unheard
 
-    async def _write(self, head: bytes, body: Data) -> bool:
+    async def _write(self, head: bytes, body: Data, sent: Callable[[], None]) -> bool:
         """Send; stops when the answer is there before the body has gone."""
         view = memoryview(body)
         first = view[:_SLICE_BYTES]
@@ -150,10 +169,11 @@ class Connection(asyncio.BufferedProtocol):
             piece = view[start : start + _SLICE_BYTES]
             self._put([piece])
             self._beat(len(piece))
+        sent()
         return await self._flushed()
 
     def _put(self, pieces: list[Data]) -> None:
-        if self._transport is None:
+        if self._transport is None or self._transport.is_closing():
             raise self._failure or WireError("ConnectionResetError")
         self._transport.writelines(pieces)
 
@@ -176,11 +196,15 @@ class Connection(asyncio.BufferedProtocol):
 
     async def secure(self, context: ssl.SSLContext, host: str) -> None:
         """Speak TLS from now on. OSError: the other side does not."""
-        assert self._transport is not None
+        if self._transport is None or self._filled or self._failure is not None:
+            raise self._failure or WireError("it says something before TLS begins")
+        raw = self._raw = self._transport
+        raw.set_write_buffer_limits(high=_RAW_BYTES)
         loop = asyncio.get_running_loop()
-        secured = await loop.start_tls(self._transport, self, context, server_hostname=host)
+        secured = await loop.start_tls(raw, self, context, server_hostname=host)
         if secured is None:
             raise WireError("ConnectionResetError")
+        secured.set_write_buffer_limits(high=_UNSENT_BYTES, low=_SLICE_BYTES)
         self._transport = secured
 
     def abort(self) -> None:
@@ -219,7 +243,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
-            if self._failure is not None:
+            if self._failure is not None or (self._done and self._busy):
+                self._reusable, self._filled = False, 0  # nobody has asked for that
+                self.abort()
                 return
             if self._direct:
                 self._advance(nbytes)
@@ -231,6 +257,7 @@ class Connection(asyncio.BufferedProtocol):
         self._beat(nbytes)
 
     def eof_received(self) -> bool:
+        self._eof = True  # over TLS only after a goodbye: an end without one proves nothing
         return False  # closes; `connection_lost` follows
 
     # -- what arrives
@@ -248,7 +275,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._filled == len(self._scratch):
             raise WireError("a head that is too long")
         if self._done and self._filled:
-            self._reusable = False  # more than was asked for
+            self._failure = WireError("more than was asked for")  # of what would come next
+            self._reusable, self._filled = False, 0
 
     def _take(self, start: int) -> int:
         """Take in what comes next; how many bytes that were, none if more have to arrive."""
@@ -333,7 +361,7 @@ class Connection(asyncio.BufferedProtocol):
             self._complete()
 
     def _end_of_stream(self, exc: Exception | None) -> None:
-        if self._head is not None and self._left is None and exc is None:
+        if self._head is not None and self._left is None and exc is None and self._eof:
             self._complete()  # as long as it comes
         elif exc is not None:
             self._fail(exc)
@@ -349,15 +377,24 @@ class Connection(asyncio.BufferedProtocol):
         self._notify()
 
     def _fail(self, exc: BaseException) -> None:
-        if self._failure is None:
-            self._failure = exc
-        self._reusable, self._filled, self._sink = False, 0, Sink(None)  # the rest is for nobody
+        if not self._done:
+            self._failure = self._failure or exc
+            self._sink = Sink(None)
+        self._reusable, self._filled = False, 0  # the rest is for nobody
         self._notify()
         self.abort()
 
     def _notify(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+
+def _nowhere(head: Head) -> Sink:
+    raise WireError("an answer to nothing")
+
+
+def _unheard(size_bytes: int) -> None:
+    pass
 
 
 def _parsed(raw: bytes) -> tuple[Head, bool, bool]:
@@ -389,6 +426,7 @@ def _length(headers: CIMultiDict[str]) -> int | None:
     if not texts:
         return None
     text = texts.pop()
-    if texts or not (text.isascii() and text.isdigit()) or "Transfer-Encoding" in headers:
+    plain = text.isascii() and text.isdigit() and len(text) <= _LENGTH_DIGITS
+    if texts or not plain or "Transfer-Encoding" in headers:
         raise WireError("a length that makes no sense")
     return int(text)

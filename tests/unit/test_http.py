@@ -7,7 +7,7 @@ import gc
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from asyncsync.errors import (
     StalledError,
     TransientError,
 )
-from asyncsync.storage import dialing
+from asyncsync.storage import dialing, wire
 from asyncsync.storage import http as http_module
 from asyncsync.storage.http import Answer, Http, retry_after_s
 
@@ -286,6 +286,45 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(
         assert server.connections == 2
 
 
+async def test_a_connection_on_which_more_came_is_not_used_again(http: Http) -> None:
+    async with serving(sends(OK + OK.replace(b"hello", b"forge"))) as server:
+        for _ in range(2):
+            answer = await http.send("GET", server.url, {}, what="get it")
+            assert answer.body == b"hello"
+
+        assert server.connections == 2
+
+
+async def test_connections_to_all_servers_count(http: Http) -> None:
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(serving(answers(OK, OK))) for _ in range(6)]
+        for server in servers:
+            await http.send("GET", server.url, {}, what="get it")
+        for server in servers[:2]:
+            await server.closed.wait()
+
+        assert [server.closed.is_set() for server in servers] == [True] * 2 + [False] * 4
+
+
+async def test_nothing_is_sent_once_it_is_closed(threads: Threads) -> None:
+    http, heads = Http(max_connections=1), list[bytes]()
+    await http.open(threads)
+
+    async def script(connection: Connection) -> None:
+        heads.append(await connection.head())
+        await http.aclose()
+
+    async def ask(server: Server) -> None:
+        with pytest.raises(TransientError):
+            await http.send("GET", server.url, {}, what="get it")
+
+    async with serving(script) as server, anyio.create_task_group() as group:
+        group.start_soon(ask, server)
+        group.start_soon(ask, server)
+
+    assert len(heads) == 1
+
+
 async def test_no_more_connections_are_open_than_allowed(http: Http) -> None:
     waiting, most, go = 0, 0, anyio.Event()
 
@@ -533,6 +572,30 @@ async def test_what_is_slow_is_given_up_only_if_too_little_of_it_moves(
             await http.send("GET", server.url, {}, what="get it", into=into)
 
     assert (into[-1] == 0) is given_up
+
+
+async def test_what_leaves_slowly_is_not_given_up(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the connection holds back becomes less, and nothing else shows that it moves."""
+    now_s, unsent_bytes = 0.0, 64 * 1024
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
+    monkeypatch.setattr(wire.Connection, "unsent_bytes", property(lambda _: max(0, unsent_bytes)))
+
+    async def slow(connection: Connection) -> None:
+        nonlocal now_s, unsent_bytes
+        await connection.request()
+        for _ in range(12):
+            now_s += 0.9 * STALL_S
+            unsent_bytes -= 6 * 1024
+            for _ in range(20):
+                await checkpoint()
+        await connection.say(OK)
+
+    async with serving(slow) as server:
+        answer = await http.send("PUT", server.url, {}, what="put it", data=b"body")
+
+    assert answer.status == 200
 
 
 @pytest.mark.parametrize("patient", [True, False])

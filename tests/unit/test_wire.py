@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,7 @@ class Line(asyncio.Transport):
         super().__init__()
         self.sent = bytearray()
         self.aborted = False
+        self.unsent_bytes = 0
 
     def writelines(self, list_of_data: Any) -> None:
         for data in list_of_data:
@@ -30,7 +32,10 @@ class Line(asyncio.Transport):
         pass
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent_bytes
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
 
     def is_closing(self) -> bool:
         return self.aborted
@@ -58,6 +63,7 @@ async def ask(
     for piece in pieces:
         arrive(connection, piece)
     if ends:
+        connection.eof_received()
         connection.connection_lost(None)
     head, got = await task
     assert ends or line.aborted is not connection.idle
@@ -168,6 +174,7 @@ WRONG = {
     b"ffffffffffffffffff\r\n",
     "a head without end": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000,
     "a line without end": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"0" * 70_000,
+    "a length of many digits": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
     "nothing": b"",
 }
 
@@ -235,3 +242,82 @@ async def test_a_body_waits_until_there_is_room() -> None:
 
     assert before < len(body)
     assert line.sent == b"x" + body
+
+
+async def _asked(line: Line, into: memoryview | None = None) -> tuple[Connection, Any]:
+    """A connection on which something was asked, and the task that waits for the answer."""
+    connection = Connection()
+    connection.connection_made(line)
+    task = asyncio.ensure_future(
+        connection.ask(b"x", b"", lambda _: Sink(into, 1000), bodiless=False)
+    )
+    await asyncio.sleep(0)
+    return connection, task
+
+
+async def test_what_is_cut_off_is_not_whole_because_it_has_no_length() -> None:
+    connection, task = await _asked(Line())
+    arrive(connection, b"HTTP/1.1 200 OK\r\n\r\npart")
+    connection.connection_lost(None)  # closed by us, or over TLS without a goodbye
+
+    with pytest.raises(WireError):
+        await task
+
+
+@pytest.mark.parametrize("excess", [1, 100_000])
+async def test_what_follows_a_body_does_not_touch_it(excess: int) -> None:
+    line, whole = Line(), bytearray(10)
+    connection, task = await _asked(line, memoryview(whole))
+    arrive(connection, b"HTTP/1.1 206 OK\r\nContent-Length: 10\r\n\r\n01")
+    arrive(connection, b"23456789" + b"z" * excess)
+    head, body = await task
+
+    assert (head.status, bytes(body)) == (206, b"0123456789")
+    assert not connection.idle
+    assert line.aborted
+
+
+async def test_a_connection_that_still_holds_a_body_is_not_kept() -> None:
+    line = Line()
+    connection, task = await _asked(line)
+    line.unsent_bytes = 7
+    arrive(connection, WHOLE["length"])
+    await task
+
+    assert not connection.idle
+    assert line.aborted
+
+
+async def test_nothing_is_written_to_a_connection_that_is_closing() -> None:
+    line = Line()
+    connection = Connection()
+    connection.connection_made(line)
+    line.abort()
+    with pytest.raises(WireError):
+        await connection.ask(b"x", b"body", lambda _: Sink(None), bodiless=False)
+
+    assert not line.sent
+
+
+async def test_an_idle_connection_keeps_nobodys_memory() -> None:
+    whole = memoryview(bytearray(5))
+    connection, task = await _asked(Line(), whole)
+    arrive(connection, WHOLE["length"])
+    await task
+    del task
+    whole.release()  # BufferError if anything of it is still held
+
+    assert connection.idle
+
+
+async def test_tls_does_not_begin_behind_what_was_said_in_clear() -> None:
+    connection = Connection()
+    connection.connection_made(Line())
+    task = asyncio.ensure_future(
+        connection.ask(b"CONNECT", b"", lambda _: Sink(None), bodiless=True, tunnel=True)
+    )
+    await asyncio.sleep(0)
+    arrive(connection, b"HTTP/1.1 200 Go\r\n\r\n" + WHOLE["length"])
+    await task
+    with pytest.raises(WireError):
+        await connection.secure(ssl.create_default_context(), "store.example")
