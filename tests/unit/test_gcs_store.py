@@ -601,12 +601,14 @@ async def test_a_cancelled_compose_leaves_no_connection_in_use() -> None:
         await connection.until_closed()
 
     async with serving(script) as server:
+        session = _AsEncoded(http, 2)
         with scope:
-            await _AsEncoded(http).post(f"{server.url}/o/x/compose", data=b"body")
+            await session.post(f"{server.url}/o/x/compose", data=b"body")
 
         assert scope.cancelled_caught
-        assert http.session.connector is not None
-        assert not http.session.connector._acquired
+        assert session._session.connector is not None
+        assert not session._session.connector._acquired
+        await session.aclose()
         await http.aclose()
     threads.close()
 
