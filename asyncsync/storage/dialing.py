@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -19,19 +20,29 @@ from aiohappyeyeballs import start_connection
 from anyio.lowlevel import checkpoint
 
 from ..concurrency import Budget, Threads
-from ..errors import ConfigError, quote
+from ..errors import AsyncSyncError, ConfigError, StalledError, TransientError, quote
+from .heads import WireError
 from .wire import Connection, Sink
 
-__all__ = ["ConnectError", "Connections", "Origin", "origin_of", "proxy_header"]
+__all__ = ["ConnectError", "Connections", "Origin", "origin_of", "proxy_lines"]
 
 _CONNECT_S = 15.0
 _IDLE_S = 15.0  # stores close idle connections after 20 s and less
 _PORTS = {"http": 80, "https": 443}
 _NEXT_ADDRESS_S = 0.25
+_SETTINGS = (400, 401, 403, 405, 407)  # a proxy that will not be talked round
 
 
 class ConnectError(Exception):
-    """No connection: why, in words."""
+    """No connection: why, in words.
+
+    Attributes:
+        kind: the error that it is for whoever asked.
+    """
+
+    def __init__(self, kind: type[AsyncSyncError], why: str) -> None:
+        super().__init__(why)
+        self.kind = kind
 
 
 class Origin(NamedTuple):
@@ -83,32 +94,40 @@ class Connections:
         self._proxies = getproxies()
         self._idle: dict[Origin, list[tuple[Connection, float]]] = {}
         self._all: set[Connection] = set()
+        self._opening: set[anyio.CancelScope] = set()
         self.closed = False
 
     def proxy_for(self, origin: Origin) -> str | None:
-        """The proxy that the environment names for a server, if any."""
+        """The proxy that the environment names for a server, if any.
+
+        Raises:
+            ConnectError: it is none that is spoken here.
+        """
         proxy = self._proxies.get(origin.scheme)
-        return proxy if proxy and not proxy_bypass(origin.host) else None
+        if not proxy or proxy_bypass(origin.host):
+            return None
+        via = origin_of(proxy)
+        if via is None or via.scheme != "http":
+            raise ConnectError(
+                ConfigError,
+                f"the proxy that the environment names for {origin.scheme} is not an http:// "
+                f"address; correct {origin.scheme}_proxy",
+            )
+        return proxy
 
     @asynccontextmanager
     async def lend(self, origin: Origin, threads: Threads) -> AsyncIterator[Connection]:
         """A connection for one request; waits until fewer than `limit` are in use.
 
         Raises:
-            ConnectError, OSError: there is none.
+            ConnectError: there is none.
         """
         async with self._slots.borrow():
-            connection = self._kept(origin)
-            if connection is None:
-                self._make_room()
-                connection = await self._connect(origin, threads)
-            if self.closed:
-                connection.abort()
-                raise ConnectError("is not asked any more: the store was closed")
+            connection = self._kept(origin) or await self._connect(origin, threads)
             try:
                 yield connection
             finally:
-                if connection.idle and not self.closed:
+                if connection.idle:
                     self._idle.setdefault(origin, []).append((connection, monotonic()))
                 else:
                     connection.abort()
@@ -148,46 +167,61 @@ class Connections:
         return self._trust
 
     async def _connect(self, origin: Origin, threads: Threads) -> Connection:
+        self._make_room()
+        connection = None
+        with anyio.CancelScope() as scope:
+            self._opening.add(scope)
+            try:
+                if not self.closed:
+                    connection = await self._opened(origin, threads)
+            finally:
+                self._opening.discard(scope)
+        if connection is not None:
+            self._all.add(connection)
+        if connection is None or self.closed:
+            await self.aclose()  # of this one, too
+            raise ConnectError(ConfigError, "the store is closed")
+        return connection
+
+    async def _opened(self, origin: Origin, threads: Threads) -> Connection:
         proxy = self.proxy_for(origin)
         context = await self.trust(threads) if origin.scheme == "https" else None
-        if self.closed:
-            raise ConnectError("is not asked any more: the store was closed")
         try:
             with anyio.fail_after(_CONNECT_S):
                 if proxy is None:
-                    connection = await _secured(origin, context)
-                else:
-                    connection = await _through(proxy, origin, context)
-        except TimeoutError:
-            raise ConnectError("does not answer") from None
-        self._all.add(connection)
-        return connection
+                    return await _secured(await _dialled(origin), origin, context)
+                return await _through(proxy, origin, context)
+        except (OSError, WireError) as exc:
+            failure = _failure(exc, origin, None if proxy is None else origin_of(proxy))
+        raise failure
 
     async def aclose(self) -> None:
         """Close all of them, those in use as well. Again: no effect."""
         self.closed = True
         self._idle.clear()
+        for scope in self._opening:
+            scope.cancel()
         for connection in self._all:
             connection.abort()
         self._all.clear()
         await checkpoint()  # the loop lets go of them only now
 
 
-async def _dialled(host: str, port: int) -> Connection:
+async def _dialled(server: Origin) -> Connection:
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    reached = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1)
+    found = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
     try:
-        _, connection = await loop.create_connection(Connection, sock=reached)
-    except BaseException:
-        reached.close()
-        raise
+        reached = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_S)
+    except RuntimeError as exc:  # of uvloop
+        raise OSError(str(exc)) from exc
+    _, connection = await loop.create_connection(Connection, sock=reached)
     return connection
 
 
-async def _secured(origin: Origin, context: ssl.SSLContext | None) -> Connection:
+async def _secured(
+    connection: Connection, origin: Origin, context: ssl.SSLContext | None
+) -> Connection:
     # In two steps: a cancelled connect with TLS at once leaves its transport behind.
-    connection = await _dialled(origin.host, origin.port)
     try:
         if context is not None:
             await connection.secure(context, origin.host)
@@ -200,34 +234,70 @@ async def _secured(origin: Origin, context: ssl.SSLContext | None) -> Connection
 async def _through(proxy: str, origin: Origin, context: ssl.SSLContext | None) -> Connection:
     """A connection by way of a proxy; over TLS only the other end understands what is said."""
     via = origin_of(proxy)
-    if via is None or via.scheme != "http":
-        raise ConfigError("the proxy that the environment names is not an http:// address")
-    connection = await _dialled(via.host, via.port)
+    assert via is not None
+    connection = await _dialled(via)
     if context is None:
         return connection
     end = f"{origin.authority.removesuffix(f':{origin.port}')}:{origin.port}"
-    head = f"CONNECT {end} HTTP/1.1\r\nHost: {end}\r\n{proxy_header(proxy)}\r\n"
+    lines = [f"CONNECT {end} HTTP/1.1", f"Host: {end}", *proxy_lines(proxy)]
     try:
         answer, _ = await connection.ask(
-            head.encode(), b"", lambda _: Sink(None), bodiless=True, tunnel=True
+            "\r\n".join([*lines, "", ""]).encode(),
+            b"",
+            lambda _: Sink(None),
+            bodiless=True,
+            tunnel=True,
         )
-        if answer.status == 200:
-            await connection.secure(context, origin.host)
-            return connection
     except BaseException:
         connection.abort()
         raise
+    if 200 <= answer.status < 300:
+        return await _secured(connection, origin, context)
     connection.abort()
-    raise ConnectError(f"is behind a proxy that refuses, with status {answer.status}")
+    raise ConnectError(
+        ConfigError if answer.status in _SETTINGS else TransientError,
+        f"{quote(str(origin))} is behind the proxy {quote(str(via))}, which refuses, with status "
+        f"{answer.status}",
+    )
 
 
-def proxy_header(proxy: str) -> str:
-    """The header line with the password in a proxy's address; empty where there is none. Pure."""
+def _failure(exc: Exception, origin: Origin, via: Origin | None) -> ConnectError:
+    """What it means that there is no connection; of addresses, only the servers are shown."""
+    where, check = quote(str(origin)), "the endpoint"
+    if via is not None:
+        where, check = f"{where} by way of the proxy {quote(str(via))}", f"{origin.scheme}_proxy"
+    if isinstance(exc, TimeoutError):
+        return ConnectError(StalledError, f"{where} does not answer")
+    if isinstance(exc, WireError):
+        return ConnectError(TransientError, f"no connection to {where} ({exc}); check {check}")
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return ConnectError(
+            ConfigError,
+            f"the certificate of {where} is not trusted ({exc.verify_message}); set AWS_CA_BUNDLE "
+            "or SSL_CERT_FILE to the certificates to trust",
+        )
+    if isinstance(exc, ssl.SSLError):
+        return ConnectError(
+            ConfigError,
+            f"{where} does not speak TLS as it should; check whether it is http or https",
+        )
+    if isinstance(exc, socket.gaierror):
+        host = quote(str(via or origin))
+        return ConnectError(TransientError, f"no such host, {host}; check {check} and the network")
+    number = exc.errno if isinstance(exc, OSError) else None
+    reason = os.strerror(number) if number is not None and number > 0 else "no connection"
+    return ConnectError(
+        TransientError, f"cannot connect to {where}: {reason}; check {check}, and that it runs"
+    )
+
+
+def proxy_lines(proxy: str) -> list[str]:
+    """The header line with the password in a proxy's address, if there is one. Pure."""
     parts = urlsplit(proxy)
     if parts.username is None:
-        return ""
+        return []
     told = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-    return f"Proxy-Authorization: Basic {base64.b64encode(told).decode()}\r\n"
+    return [f"Proxy-Authorization: Basic {base64.b64encode(told).decode()}"]
 
 
 def _trust(ca_file: str | None) -> ssl.SSLContext:

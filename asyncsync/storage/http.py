@@ -7,9 +7,7 @@ say. Nothing is sent twice: retrying is done, and told, in one place above.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import ssl
+import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Self
@@ -26,9 +24,10 @@ from ..errors import (
     quote,
 )
 from ..units import KIB, MIB
-from .dialing import ConnectError, Connections, Origin, origin_of, proxy_header
+from .dialing import ConnectError, Connections, origin_of, proxy_lines
+from .heads import Head, WireError
 from .objects import Data
-from .wire import Connection, Head, Sink, WireError
+from .wire import Connection, Sink, TooLongError
 
 __all__ = ["Answer", "Http", "http_time", "retry_after_s"]
 
@@ -36,8 +35,10 @@ _ERROR_BYTES = 64 * KIB
 _PLAIN_BYTES = 64 * MIB  # of an answer for which the caller has no buffer
 _ALIVE_BYTES = 4 * KIB
 _MAX_WAIT_S = 300.0
+_LOOKS_A_STALL = 8  # how often it is looked whether anything moved, in the time it may take
 _BODILESS = ("HEAD",)
-_WITH_BODY = ("PUT", "POST")
+_WRITES = ("PUT", "POST", "DELETE")
+_TARGET = re.compile(r"[^\0-\x20\x7f]*")
 
 
 class Answer(NamedTuple):
@@ -132,27 +133,24 @@ class Http:
             raise ConfigError(f"{what}: the store is closed")
         threads = self._threads
         request = _Request(method, url, headers, what, data, into, 1 if patient else _ALIVE_BYTES)
-        if method not in _WITH_BODY:
+        if method not in _WRITES:
             return await self._send(request, threads)
         return await finish(lambda: self._send(request, threads), worth_it=lambda: request.sent)
 
     async def _send(self, request: _Request, threads: Threads) -> Answer:
         origin, what = request.origin, request.what
-        connected = False
         try:
             async with self._connections.lend(origin, threads) as connection:
-                connected = True
+                request.connection = connection
                 with (
                     anyio.CancelScope() as scope,
-                    _Pulse(scope, connection, self._stall_s, request.alive_bytes) as pulse,
+                    _Pulse(scope, connection, self._stall_s, request.alive_bytes),
                 ):
                     head, body = await connection.ask(
                         request.head(self._connections.proxy_for(origin)),
                         request.data,
                         request.sink,
                         bodiless=request.method in _BODILESS,
-                        beat=pulse.beat,
-                        sent=request.note_sent,
                     )
                     return request.checked(head, body)
             failure: AsyncSyncError = StalledError(
@@ -160,14 +158,24 @@ class Http:
             )
         except AsyncSyncError:
             raise
-        except (ConnectError, WireError, OSError) as exc:
-            failure = _ours(exc, what, origin, connected=connected)
+        except ConnectError as exc:
+            failure = exc.kind(f"{what}: {exc}")
+        except (WireError, OSError) as exc:
+            failure = request.broken(exc)
         raise failure  # here it does not bring the original along
 
     def proxy_for(self, url: str) -> str | None:
-        """The proxy that the environment names for an address, if any."""
+        """The proxy that the environment names for an address, if any.
+
+        Raises:
+            ConfigError: it is none that is spoken here.
+        """
         origin = origin_of(_split(url)[0])
-        return None if origin is None else self._connections.proxy_for(origin)
+        try:
+            return None if origin is None else self._connections.proxy_for(origin)
+        except ConnectError as exc:
+            failure = exc.kind(str(exc))
+        raise failure
 
     async def aclose(self) -> None:
         """Close every connection. Again: no effect."""
@@ -178,7 +186,7 @@ class _Request:
     """One request, and what is known of its answer.
 
     Attributes:
-        sent: it has left as a whole.
+        connection: on which it is sent; None: there is none yet.
     """
 
     def __init__(
@@ -198,48 +206,53 @@ class _Request:
         if origin is None:
             raise ConfigError(f"{what}: that is not the address of a server; check the endpoint")
         self.origin = origin
-        self.sent = False
+        self.connection: Connection | None = None
+
+    @property
+    def sent(self) -> bool:
+        """Whether it has left as a whole."""
+        return self.connection is not None and self.connection.sent
 
     def head(self, proxy: str | None) -> bytes:
         """The request up to its body.
 
         Raises:
-            ConfigError: a header that would end before its time.
+            ConfigError: some of it would end before its time, or is no text.
         """
-        target, extra = self._path, ""
+        target, to_proxy = self._path, list[str]()
+        if not _TARGET.fullmatch(target):
+            raise ConfigError(f"{self.what}: the address holds a space or a line break")
         if proxy is not None and self.origin.scheme == "http":
-            target, extra = f"{self.origin}{self._path}", proxy_header(proxy)
-        lines = [f"{name}: {value}\r\n" for name, value in self._headers.items()]
-        if self.method in _WITH_BODY:
-            lines.append(f"Content-Length: {len(self.data)}\r\n")
-        if any(line.count("\r") + line.count("\n") > 2 for line in lines):
+            target, to_proxy = f"{self.origin}{target}", proxy_lines(proxy)
+        lines = [f"{self.method} {target} HTTP/1.1", f"Host: {self.origin.authority}", *to_proxy]
+        lines += [f"{name}: {value}" for name, value in self._headers.items()]
+        if self.method in _WRITES:
+            lines.append(f"Content-Length: {len(self.data)}")
+        text = "\n".join(lines)
+        if "\r" in text or "\0" in text or text.count("\n") >= len(lines):
             raise ConfigError(f"{self.what}: a setting that is sent along holds a line break")
-        text = f"{self.method} {target} HTTP/1.1\r\nHost: {self.origin.authority}\r\n{extra}"
-        return f"{text}{''.join(lines)}\r\n".encode("utf-8", "surrogateescape")
+        try:
+            return f"{text}\n\n".replace("\n", "\r\n").encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            pass
+        raise ConfigError(f"{self.what}: a setting that is sent along is no text")
 
     def sink(self, head: Head) -> Sink:
-        """Where the body of the answer goes.
-
-        Raises:
-            PermanentError: the whole comes where a range was asked for.
-            TransientError: more than was asked for.
-        """
-        into = self._into
+        """Where the body of the answer goes."""
         if head.status >= 300:
             return Sink(None, _ERROR_BYTES)
-        if into is None:
-            return Sink(None, _PLAIN_BYTES + 1)
-        if head.length is not None and head.length > len(into):
-            if head.status == 200:
-                raise PermanentError(
-                    f"{self.what}: the server sends {head.length} bytes where {len(into)} were "
-                    "asked for; it does not honour ranges"
-                )
-            raise TransientError(f"{self.what}: more than the {len(into)} bytes asked for arrived")
-        return Sink(into)
+        return Sink(None, _PLAIN_BYTES + 1) if self._into is None else Sink(self._into)
 
-    def note_sent(self) -> None:
-        self.sent = True
+    def broken(self, exc: Exception) -> AsyncSyncError:
+        """The error for what happened on the connection; of the address, only the server."""
+        if isinstance(exc, TooLongError):
+            kind = PermanentError if exc.status == 200 else TransientError
+            hint = "; it does not honour ranges" if exc.status == 200 else ""
+            return kind(f"{self.what}: the server sends {exc}{hint}")
+        said = str(exc) if isinstance(exc, WireError) else type(exc).__name__
+        return TransientError(
+            f"{self.what}: the connection to {quote(str(self.origin))} broke ({said})"
+        )
 
     def checked(self, head: Head, body: bytes | memoryview) -> Answer:
         """PermanentError if it is too large to be taken at once."""
@@ -254,8 +267,7 @@ class _Request:
 class _Pulse:
     """Ends a scope when too few bytes have moved for too long.
 
-    A beat only notes the time: a deadline moved by every one of them would cost more than the
-    bytes. What leaves a connection's own buffer tells nobody, so that is looked at.
+    It looks now and then: to be told of every read and write would cost more than they do.
     """
 
     def __init__(
@@ -263,32 +275,27 @@ class _Pulse:
     ) -> None:
         self._scope, self._connection = scope, connection
         self._stall_s, self._alive_bytes = stall_s, alive_bytes
-        self._bytes = self._unsent_bytes = 0
         self._loop = asyncio.get_running_loop()
-        self._beat_at = self._loop.time()
+        self._moved_bytes, self._moved_at = 0, self._loop.time()
 
     def __enter__(self) -> Self:
-        self._timer = self._loop.call_at(self._beat_at + self._stall_s, self._look)
+        self._wait()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
-    def beat(self, size_bytes: int) -> None:
-        self._bytes += size_bytes
-        if self._bytes >= self._alive_bytes:
-            self._bytes = 0
-            self._beat_at = self._loop.time()
-        self._unsent_bytes = max(self._unsent_bytes, self._connection.unsent_bytes)
+    def _wait(self) -> None:
+        self._timer = self._loop.call_later(self._stall_s / _LOOKS_A_STALL, self._look)
 
     def _look(self) -> None:
-        unsent_bytes = self._connection.unsent_bytes
-        gone_bytes, self._unsent_bytes = self._unsent_bytes - unsent_bytes, unsent_bytes
-        self.beat(max(0, gone_bytes))
-        if self._loop.time() >= self._beat_at + self._stall_s:
+        moved_bytes, now = self._connection.moved_bytes, self._loop.time()
+        if moved_bytes - self._moved_bytes >= self._alive_bytes:
+            self._moved_bytes, self._moved_at = moved_bytes, now
+        if now - self._moved_at >= self._stall_s:
             self._scope.cancel()
         else:
-            self._timer = self._loop.call_at(self._beat_at + self._stall_s, self._look)
+            self._wait()
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -297,29 +304,3 @@ def _split(url: str) -> tuple[str, str]:
     end = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
     path = rest[end:]
     return f"{scheme}://{rest[:end]}", path if path.startswith("/") else f"/{path}"
-
-
-def _ours(exc: Exception, what: str, origin: Origin, *, connected: bool) -> AsyncSyncError:
-    """The error for what the connection or the system raised; of the address, only the server."""
-    where = quote(str(origin))
-    if connected:
-        said = str(exc) if isinstance(exc, WireError) else type(exc).__name__
-        return TransientError(f"{what}: the connection to {where} broke ({said})")
-    if isinstance(exc, ConnectError):
-        return StalledError(f"{what}: {where} {exc}")
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return ConfigError(
-            f"{what}: the certificate of {where} is not trusted ({exc.verify_message}); set "
-            "AWS_CA_BUNDLE or SSL_CERT_FILE to the certificates to trust"
-        )
-    if isinstance(exc, ssl.SSLError):
-        return ConfigError(
-            f"{what}: {where} does not speak TLS as it should; check whether it is http or https"
-        )
-    if isinstance(exc, socket.gaierror):
-        return TransientError(f"{what}: no such host, {where}; check the endpoint and the network")
-    number = exc.errno if isinstance(exc, OSError) else None
-    reason = os.strerror(number) if number is not None and number > 0 else "no connection"
-    return TransientError(
-        f"{what}: cannot connect to {where}: {reason}; check the endpoint, and that it runs"
-    )

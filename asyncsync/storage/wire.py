@@ -1,52 +1,42 @@
 """HTTP/1.1 on one connection (RFC 9112): one request at a time, nothing taken for what it is not.
 
-A body is received where it is wanted, without a copy in between, and sent from where it lies. What
-a server may do wrong is a WireError.
+A body is received where it is wanted, without a copy in between, and sent slice by slice from where
+it lies. What a server may do wrong is a WireError.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import select
 import ssl
+import sys
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
-from multidict import CIMultiDict
-
 from ..units import KIB
+from .heads import Head, WireError, field_of, read_head
 from .objects import Data
 
-__all__ = ["Connection", "Head", "Sink", "WireError"]
+if sys.platform == "linux":
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+
+__all__ = ["Connection", "Sink", "TooLongError"]
 
 _HEAD_BYTES = 64 * KIB
 _SLICE_BYTES = 256 * KIB
-_UNSENT_BYTES = 1024 * KIB  # waiting in a connection at most
-_RAW_BYTES = 64 * KIB  # below TLS
-_LENGTH_DIGITS = 18
-_STATUS = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: [^\r\n]*)?")
-_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TLS_BYTES = 384 * KIB  # more than a layer of TLS holds: at the end it drops what has no room
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
-class WireError(Exception):
-    """The other side broke off, or says what makes no sense."""
+class TooLongError(WireError):
+    """What comes with this status does not fit where it was to go."""
 
-
-class Head(NamedTuple):
-    """What an answer begins with.
-
-    Attributes:
-        length: of its body, in bytes; None: not known before it ends.
-    """
-
-    status: int
-    headers: CIMultiDict[str]
-    length: int | None
-
-    def __repr__(self) -> str:  # a header may be a secret
-        return f"<an answer with status {self.status}>"
+    def __init__(self, status: int, room: int) -> None:
+        super().__init__(f"more than the {room} bytes asked for")
+        self.status = status
 
 
 class Sink(NamedTuple):
@@ -70,45 +60,53 @@ class Connection(asyncio.BufferedProtocol):
         self._scratch = bytearray(_HEAD_BYTES)
         self._filled = 0  # bytes of `_scratch` that are not understood yet
         self._wake: asyncio.Future[None] | None = None
-        self._paused = self._busy = self._reusable = self._eof = False
-        self._failure: BaseException | None = None
-        self._begin(_nowhere, _unheard, bodiless=True)
+        self._paused = self._busy = self._reusable = False
+        self._failure: BaseException | None = None  # there is no answer any more
+        self._begin(_nowhere, bodiless=True)
 
-    def _begin(
-        self, choose: Callable[[Head], Sink], beat: Callable[[int], None], *, bodiless: bool
-    ) -> None:
-        self._choose, self._bodiless, self._beat = choose, bodiless, beat
+    def _begin(self, choose: Callable[[Head], Sink], *, bodiless: bool) -> None:
+        self._choose, self._bodiless = choose, bodiless
         self._head: Head | None = None
         self._sink = Sink(None)
         self._pieces: list[bytes] = []
-        self._got = 0
+        self._got = self._read_bytes = self._written_bytes = 0
         self._left: int | None = None  # of the body or of this chunk; None: until it is closed
         self._chunked = self._in_chunk = self._trailing = self._direct = self._done = False
+        self._handed = self._whole = False  # the request: to the transport; before it was answered
 
     # -- for the caller
 
     @property
     def idle(self) -> bool:
         """Whether another request can be sent."""
-        if self._transport is None or self._transport.is_closing():
-            return False
-        return self._reusable and not self._busy and not self._filled
+        return self._writable and self._reusable
 
     @property
     def silent(self) -> bool:
         """Whether nothing has arrived that was not looked at yet, not even the end."""
-        line = None if self._transport is None else self._transport.get_extra_info("socket")
+        line = self._descriptor
         if line is None:
             return True
         waiting = select.poll()
-        waiting.register(line.fileno(), select.POLLIN)
+        waiting.register(line, select.POLLIN)
         return not waiting.poll(0)
 
     @property
-    def unsent_bytes(self) -> int:
-        """What was written and has not left yet."""
-        lines = {line for line in (self._transport, self._raw) if line is not None}
-        return sum(line.get_write_buffer_size() for line in lines if not line.is_closing())
+    def sent(self) -> bool:
+        """Whether the request has left as a whole."""
+        return self._handed and not self._unsent_bytes
+
+    @property
+    def moved_bytes(self) -> int:
+        """What of this request has left, and what has arrived since it began.
+
+        On Linux what the kernel still holds has not left: several MiB, of which nothing else tells
+        that they move.
+        """
+        held_bytes, line = self._unsent_bytes, self._descriptor
+        if sys.platform == "linux" and line is not None and self._writable:
+            held_bytes += int.from_bytes(ioctl(line, TIOCOUTQ, bytes(4)), sys.byteorder)
+        return self._read_bytes + self._written_bytes - held_bytes
 
     async def ask(
         self,
@@ -117,8 +115,6 @@ class Connection(asyncio.BufferedProtocol):
         choose: Callable[[Head], Sink],
         *,
         bodiless: bool,
-        beat: Callable[[int], None] = lambda _: None,
-        sent: Callable[[], None] = lambda: None,
         tunnel: bool = False,
     ) -> tuple[Head, bytes | memoryview]:
         """Send a request and receive the whole answer. After a failure the connection is closed.
@@ -126,26 +122,20 @@ class Connection(asyncio.BufferedProtocol):
         Args:
             choose: where the body of an answer goes, by its head; what it raises is raised here.
             bodiless: no answer to this method has a body.
-            beat: told how many bytes have moved.
-            sent: called when the request has left as a whole.
             tunnel: what follows the answer is no HTTP of this connection's.
 
         Raises:
-            WireError: the answer is not whole, or none.
+            WireError: the answer is not whole, or none, or a success before the request was there.
         """
-        self._begin(choose, beat, bodiless=bodiless)
+        self._begin(choose, bodiless=bodiless)
         self._busy, self._reusable = True, False
         try:
-            whole = await self._write(head, body, sent)
+            await self._write(head, body)
             while not self._done:
                 await self._turn()
-            assert self._head is not None
+            answer = self._answer()
             # What has not left is the caller's memory.
-            whole = whole and not self.unsent_bytes
-            self._reusable = whole and (self._reusable or tunnel)
-            if self._sink.into is not None:
-                return self._head, self._sink.into[: self._got]
-            return self._head, b"".join(self._pieces)
+            self._reusable = self._whole and (self._reusable or tunnel)
         except BaseException:
             self._reusable = False
             raise
@@ -154,34 +144,43 @@ class Connection(asyncio.BufferedProtocol):
             if not self._reusable:
                 self.abort()
             # A connection that is kept keeps nobody's memory.
-            self._sink, self._pieces = Sink(None), []
-            self._choose, self._beat = _nowhere, _unheard
+            self._sink, self._pieces, self._choose = Sink(None), [], _nowhere
+        return answer
 
-    async def _write(self, head: bytes, body: Data, sent: Callable[[], None]) -> bool:
-        """Send; stops when the answer is there before the body has gone."""
-        view = memoryview(body)
-        first = view[:_SLICE_BYTES]
-        self._put([head, first] if len(first) else [head])
-        self._beat(len(first))
-        for start in range(_SLICE_BYTES, len(view), _SLICE_BYTES):
-            if not await self._flushed():
-                return False
-            piece = view[start : start + _SLICE_BYTES]
-            self._put([piece])
-            self._beat(len(piece))
-        sent()
-        return await self._flushed()
+    def _answer(self) -> tuple[Head, bytes | memoryview]:
+        assert self._head is not None
+        if self._head.status < 300 and not self._whole:
+            raise WireError("a success before everything was sent")
+        if self._sink.into is not None:
+            return self._head, self._sink.into[: self._got]
+        return self._head, b"".join(self._pieces)
 
-    def _put(self, pieces: list[Data]) -> None:
-        if self._transport is None or self._transport.is_closing():
-            raise self._failure or WireError("ConnectionResetError")
-        self._transport.writelines(pieces)
+    async def _write(self, head: bytes, body: Data) -> None:
+        """Send; stops when the answer, or the end, is there before the body has gone."""
+        view, end = memoryview(body), _SLICE_BYTES
+        piece: Data = head + view[:end]  # at once: two packets would wait for each other
+        while self._writable and not self._done:
+            assert self._transport is not None
+            self._transport.write(piece)  # `writelines` of some Pythons never pauses
+            self._written_bytes += len(piece)
+            if end >= len(view):
+                self._handed = True
+                return
+            piece = view[end : end + _SLICE_BYTES]
+            end += _SLICE_BYTES
+            await self._room()
 
-    async def _flushed(self) -> bool:
-        """Wait until there is room for more; whether more is wanted."""
+    async def _room(self) -> None:
+        """Wait until there is room for more, and until what has arrived is heard."""
         while self._paused and not self._done:
             await self._turn()
-        return not self._done
+        if not self.silent:  # why it is refused, perhaps: a write that fails would drop that
+            for _ in range(2):  # the loop reads only after it has run whoever is ready
+                await asyncio.sleep(0)
+
+    @property
+    def _writable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
 
     async def _turn(self) -> None:
         """Wait until something has happened."""
@@ -196,15 +195,15 @@ class Connection(asyncio.BufferedProtocol):
 
     async def secure(self, context: ssl.SSLContext, host: str) -> None:
         """Speak TLS from now on. OSError: the other side does not."""
-        if self._transport is None or self._filled or self._failure is not None:
-            raise self._failure or WireError("it says something before TLS begins")
-        raw = self._raw = self._transport
-        raw.set_write_buffer_limits(high=_RAW_BYTES)
+        if self._failure is not None:  # it has ended, or said something in clear
+            raise self._failure
+        assert self._transport is not None
+        raw, self._scratch = self._transport, bytearray(_TLS_BYTES)
+        self._raw = raw
         loop = asyncio.get_running_loop()
         secured = await loop.start_tls(raw, self, context, server_hostname=host)
         if secured is None:
             raise WireError("ConnectionResetError")
-        secured.set_write_buffer_limits(high=_UNSENT_BYTES, low=_SLICE_BYTES)
         self._transport = secured
 
     def abort(self) -> None:
@@ -212,17 +211,42 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    @property
+    def _unsent_bytes(self) -> int:
+        """What was written and is still in a transport."""
+        lines = (self._transport, self._raw)
+        return sum(line.get_write_buffer_size() for line in lines if line and not line.is_closing())
+
+    @property
+    def _descriptor(self) -> int | None:
+        line = None if self._transport is None else self._transport.get_extra_info("socket")
+        return None if line is None or line.fileno() < 0 else line.fileno()
+
     # -- for the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=_UNSENT_BYTES, low=_SLICE_BYTES)
         self._reusable = True
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self._done:
+            self._handed = False  # what the transport still held is lost
+            if self._raw is None:
+                self._drain()
         self._transport = None
-        if not self._done:
-            self._end_of_stream(exc)
+        self._fail(exc or self._cut_off())
+
+    def _drain(self) -> None:
+        """Take in what had arrived when a write failed: it may say why, and the kernel has it."""
+        line = self._descriptor
+        try:
+            while line is not None and not self._done:
+                if not (count := os.readv(line, [self.get_buffer(-1)])):
+                    self.eof_received()
+                    return
+                self.buffer_updated(count)
+        except OSError:
+            pass  # that was all
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -242,11 +266,10 @@ class Connection(asyncio.BufferedProtocol):
         return memoryview(self._scratch)[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._read_bytes += nbytes
+        if self._failure is not None:
+            return
         try:
-            if self._failure is not None or (self._done and self._busy):
-                self._reusable, self._filled = False, 0  # nobody has asked for that
-                self.abort()
-                return
             if self._direct:
                 self._advance(nbytes)
             else:
@@ -254,11 +277,17 @@ class Connection(asyncio.BufferedProtocol):
                 self._understand()
         except Exception as exc:  # noqa: BLE001 - it is raised where the answer is awaited
             self._fail(exc)
-        self._beat(nbytes)
 
     def eof_received(self) -> bool:
-        self._eof = True  # over TLS only after a goodbye: an end without one proves nothing
-        return False  # closes; `connection_lost` follows
+        head = self._head
+        # Over TLS a success needs its length: asyncio reports an end that anybody may have forged
+        # as if it were a goodbye.
+        proven = head is not None and (self._raw is None or head.status >= 300)
+        if proven and self._left is None and not self._done:
+            self._complete()  # as long as it comes
+        else:
+            self._fail(self._cut_off())
+        return False  # closes
 
     # -- what arrives
 
@@ -272,11 +301,10 @@ class Connection(asyncio.BufferedProtocol):
         self._filled -= start
         if start and self._filled:
             self._scratch[: self._filled] = self._scratch[start : start + self._filled]
-        if self._filled == len(self._scratch):
+        if self._filled >= _HEAD_BYTES:
             raise WireError("a head that is too long")
         if self._done and self._filled:
-            self._failure = WireError("more than was asked for")  # of what would come next
-            self._reusable, self._filled = False, 0
+            self._fail(WireError("more than was asked for"))
 
     def _take(self, start: int) -> int:
         """Take in what comes next; how many bytes that were, none if more have to arrive."""
@@ -290,7 +318,7 @@ class Connection(asyncio.BufferedProtocol):
         end = self._scratch.find(b"\r\n\r\n", start, self._filled)
         if end < 0:
             return 0
-        head, persistent, chunked = _parsed(bytes(self._scratch[start:end]))
+        head, persistent, chunked = read_head(bytes(self._scratch[start:end]))
         if head.status >= 200:
             self._accept(head, persistent, chunked)
         return end + 4 - start
@@ -320,6 +348,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._trailing:
             if not line:
                 self._complete()
+            else:
+                field_of(line)
             return end + 2 - start
         found = _CHUNK.fullmatch(line)
         if found is None:
@@ -341,7 +371,8 @@ class Connection(asyncio.BufferedProtocol):
             self._collect(piece)
         else:
             if self._got + count > len(into):
-                raise WireError(f"more than the {len(into)} bytes asked for arrived")
+                assert self._head is not None
+                raise TooLongError(self._head.status, len(into))
             into[self._got : self._got + count] = piece
         self._advance(count)
         return count
@@ -360,26 +391,19 @@ class Connection(asyncio.BufferedProtocol):
         elif self._left == 0 and not self._chunked:
             self._complete()
 
-    def _end_of_stream(self, exc: Exception | None) -> None:
-        if self._head is not None and self._left is None and exc is None and self._eof:
-            self._complete()  # as long as it comes
-        elif exc is not None:
-            self._fail(exc)
-        elif self._head is None:
-            self._fail(WireError("ServerDisconnected"))
-        elif not self._chunked and self._head.length is not None:
-            self._fail(WireError(f"{self._got} of {self._head.length} bytes arrived"))
-        else:
-            self._fail(WireError("the last part is missing"))
+    def _cut_off(self) -> WireError:
+        if self._head is None:
+            return WireError("ServerDisconnected")
+        if not self._chunked and self._head.length is not None:
+            return WireError(f"{self._got} of {self._head.length} bytes arrived")
+        return WireError("the last part is missing")
 
     def _complete(self) -> None:
-        self._done = True
+        self._done, self._whole = True, self.sent
         self._notify()
 
     def _fail(self, exc: BaseException) -> None:
-        if not self._done:
-            self._failure = self._failure or exc
-            self._sink = Sink(None)
+        self._failure = self._failure or exc
         self._reusable, self._filled = False, 0  # the rest is for nobody
         self._notify()
         self.abort()
@@ -391,42 +415,3 @@ class Connection(asyncio.BufferedProtocol):
 
 def _nowhere(head: Head) -> Sink:
     raise WireError("an answer to nothing")
-
-
-def _unheard(size_bytes: int) -> None:
-    pass
-
-
-def _parsed(raw: bytes) -> tuple[Head, bool, bool]:
-    """A head; whether the connection persists; whether the body comes in chunks."""
-    status, *lines = raw.split(b"\r\n")
-    found = _STATUS.fullmatch(status)
-    if found is None:
-        raise WireError("an answer that is not HTTP/1.1")
-    headers = CIMultiDict[str]()
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not _NAME.fullmatch(name):
-            raise WireError("a header that is none")
-        headers.add(name.decode(), value.strip(b" \t").decode("utf-8", "surrogateescape"))
-    codings = ",".join(headers.getall("Transfer-Encoding", ())).lower().replace(" ", "")
-    if codings not in ("", "chunked"):
-        raise WireError("a transfer coding that is not known")
-    options = {
-        option.strip()
-        for value in headers.getall("Connection", ())
-        for option in value.lower().split(",")
-    }
-    persistent = found[1] == b"1" and "close" not in options
-    return Head(int(found[2]), headers, _length(headers)), persistent, bool(codings)
-
-
-def _length(headers: CIMultiDict[str]) -> int | None:
-    texts = set(headers.getall("Content-Length", ()))
-    if not texts:
-        return None
-    text = texts.pop()
-    plain = text.isascii() and text.isdigit() and len(text) <= _LENGTH_DIGITS
-    if texts or not plain or "Transfer-Encoding" in headers:
-        raise WireError("a length that makes no sense")
-    return int(text)

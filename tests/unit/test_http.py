@@ -26,6 +26,7 @@ from asyncsync.errors import (
 )
 from asyncsync.storage import dialing, wire
 from asyncsync.storage import http as http_module
+from asyncsync.storage.dialing import Origin
 from asyncsync.storage.http import Answer, Http, retry_after_s
 
 STALL_S = 0.15
@@ -314,15 +315,67 @@ async def test_nothing_is_sent_once_it_is_closed(threads: Threads) -> None:
         heads.append(await connection.head())
         await http.aclose()
 
+    errors = list[str]()
+
     async def ask(server: Server) -> None:
-        with pytest.raises(TransientError):
+        with pytest.raises((TransientError, ConfigError)) as caught:
             await http.send("GET", server.url, {}, what="get it")
+        errors.append(type(caught.value).__name__)
 
     async with serving(script) as server, anyio.create_task_group() as group:
         group.start_soon(ask, server)
         group.start_soon(ask, server)
 
-    assert len(heads) == 1
+    assert len(heads) == server.connections == 1
+    assert sorted(errors) == ["ConfigError", "TransientError"]
+
+
+async def test_what_is_being_opened_is_closed_with_the_rest(threads: Threads) -> None:
+    http = Http(max_connections=1)
+    await http.open(threads)
+
+    async def silent(connection: Connection) -> None:
+        assert await connection.reader.read(1)  # TLS begins, and gets no answer
+        await http.aclose()
+        await connection.until_closed()
+
+    async with serving(silent) as server:
+        with pytest.raises(ConfigError, match="get it: the store is closed"):
+            await http.send("GET", server.url.replace("http:", "https:"), {}, what="get it")
+        await server.closed.wait()
+
+
+async def test_what_was_opened_while_the_rest_was_closed_is_closed(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    http, dialled = Http(max_connections=1), dialing._dialled
+    await http.open(threads)
+
+    async def closing(origin: Origin) -> wire.Connection:
+        connection = await dialled(origin)
+        with anyio.CancelScope(shield=True):
+            await http.aclose()
+        return connection
+
+    monkeypatch.setattr(dialing, "_dialled", closing)
+    async with serving(nothing) as server:
+        with pytest.raises(ConfigError, match="get it: the store is closed"):
+            await http.send("GET", server.url, {}, what="get it")
+        await server.closed.wait()
+
+
+async def test_a_kept_connection_that_ended_unheard_is_not_used(http: Http) -> None:
+    """The loop has not looked yet; what is sent would be lost, and a write is not sent twice."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        loop, url = asyncio.get_running_loop(), f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for _ in range(2):
+            task = asyncio.ensure_future(http.send("GET", url, {}, what="get it"))
+            line, _ = await loop.sock_accept(listener)
+            with line:
+                await loop.sock_recv(line, 65536)
+                line.send(OK)
+                assert (await task).body == b"hello"
 
 
 async def test_no_more_connections_are_open_than_allowed(http: Http) -> None:
@@ -347,11 +400,29 @@ async def test_no_more_connections_are_open_than_allowed(http: Http) -> None:
     assert server.connections == 4
 
 
-@pytest.mark.parametrize("value", ["a\nb", "a\r\nX-Two: b"])
+@pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b", "a\r\nX-Two: b"])
 async def test_a_header_cannot_begin_another(value: str, http: Http) -> None:
     async with serving(answers(OK)) as server:
         with pytest.raises(ConfigError, match="line break"):
             await http.send("GET", server.url, {"X-One": value}, what="get it")
+
+
+@pytest.mark.parametrize("path", ["/a b", "/a\nX-One: 1", "/a HTTP/1.1\r\n\r\nGET /b", "/\0"])
+async def test_an_address_cannot_begin_a_header(path: str, http: Http) -> None:
+    async with serving(answers(OK)) as server:
+        with pytest.raises(ConfigError) as caught:
+            await http.send("GET", f"{server.url}{path}", {}, what="get it")
+
+    assert one_line(caught.value, "get it: the address holds a space or a line break")
+
+
+@pytest.mark.parametrize(("path", "header"), [("/\ud800", "x"), ("/", "\ud800")])
+async def test_what_is_no_text_is_a_matter_of_settings(path: str, header: str, http: Http) -> None:
+    async with serving(answers(OK)) as server:
+        with pytest.raises(ConfigError) as caught:
+            await http.send("GET", f"{server.url}{path}", {"X-One": header}, what="get it")
+
+    assert one_line(caught.value, "get it: a setting that is sent along is no text")
 
 
 async def test_an_address_is_asked_for_as_it_is_named(http: Http) -> None:
@@ -431,8 +502,15 @@ async def test_more_than_fits_is_passing_and_writes_nothing_beyond(text: bytes, 
     assert whole[4:] == bytes(5)
 
 
-async def test_the_whole_where_a_range_was_asked_for_is_no_passing_trouble(http: Http) -> None:
-    async with serving(answers(OK)) as server:
+@pytest.mark.parametrize(
+    "text",
+    [OK, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"],
+    ids=["length", "chunks"],
+)
+async def test_the_whole_where_a_range_was_asked_for_is_no_passing_trouble(
+    text: bytes, http: Http
+) -> None:
+    async with serving(answers(text)) as server:
         with pytest.raises(PermanentError, match="does not honour ranges"):
             await http.send("GET", server.url, {}, what="get it", into=memoryview(bytearray(4)))
 
@@ -577,17 +655,17 @@ async def test_what_is_slow_is_given_up_only_if_too_little_of_it_moves(
 async def test_what_leaves_slowly_is_not_given_up(
     http: Http, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the connection holds back becomes less, and nothing else shows that it moves."""
-    now_s, unsent_bytes = 0.0, 64 * 1024
+    """What is held back on the way becomes less, and nothing else shows that it moves."""
+    now_s, moved_bytes = 0.0, 0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
-    monkeypatch.setattr(wire.Connection, "unsent_bytes", property(lambda _: max(0, unsent_bytes)))
+    monkeypatch.setattr(wire.Connection, "moved_bytes", property(lambda _: moved_bytes))
 
     async def slow(connection: Connection) -> None:
-        nonlocal now_s, unsent_bytes
+        nonlocal now_s, moved_bytes
         await connection.request()
         for _ in range(12):
             now_s += 0.9 * STALL_S
-            unsent_bytes -= 6 * 1024
+            moved_bytes += 6 * 1024
             for _ in range(20):
                 await checkpoint()
         await connection.say(OK)
@@ -642,7 +720,10 @@ async def test_cancelled_it_closes_the_connection(http: Http) -> None:
         await server.closed.wait()
 
 
-async def test_cancelled_it_waits_for_the_answer_to_a_write_that_has_left(http: Http) -> None:
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
+async def test_cancelled_it_waits_for_the_answer_to_a_write_that_has_left(
+    method: str, http: Http
+) -> None:
     scope, done = anyio.CancelScope(), False
 
     async def script(connection: Connection) -> None:
@@ -656,10 +737,31 @@ async def test_cancelled_it_waits_for_the_answer_to_a_write_that_has_left(http: 
 
     async with serving(script) as server:
         with scope:
-            await http.send("PUT", server.url, {}, what="put it", data=b"body")
+            await http.send(method, server.url, {}, what="put it", data=b"body")
 
         assert scope.cancelled_caught
         assert done
+
+
+async def test_cancelled_it_does_not_wait_for_a_write_that_is_held_back(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing the connection makes sure at once that nothing comes of it."""
+    monkeypatch.setattr(wire.Connection, "_unsent_bytes", 1)
+    scope = anyio.CancelScope()
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        scope.cancel()
+        await connection.until_closed()
+
+    async with serving(script) as server:
+        began = anyio.current_time()
+        with scope:
+            await http.send("PUT", server.url, {}, what="put it", data=b"body")
+
+        assert scope.cancelled_caught
+        assert anyio.current_time() - began < 2.5  # it would wait for 5 s
 
 
 async def test_cancelled_it_does_not_send_the_rest_of_a_write(http: Http) -> None:
@@ -694,6 +796,19 @@ async def test_a_refused_connection_names_the_server(http: Http) -> None:
         caught.value, "get it: cannot connect to http://127.0.0.1:9: Connection refused"
     )
     assert SECRET not in repr((caught.value, caught.value.__cause__))
+
+
+async def test_what_uvloop_says_of_a_connection_that_fails_is_passing(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("of libuv")
+
+    monkeypatch.setattr(dialing, "start_connection", fail)
+    with pytest.raises(TransientError) as caught:
+        await http.send("GET", "http://127.0.0.1:9/x", {}, what="get it")
+
+    assert one_line(caught.value, "get it: cannot connect to http://127.0.0.1:9: no connection")
 
 
 async def test_a_host_that_is_not_known_is_named_and_asked_for_again(http: Http) -> None:
@@ -747,6 +862,100 @@ async def test_a_certificate_of_an_authority_that_is_trusted_is_fine(
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     async with serving(answers(OK), _tls(authority, "127.0.0.1")) as server:
         assert (await _get(server, tmp_path / "ca.pem", threads)).body == b"hello"
+
+
+async def test_over_tls_only_the_version_is_offered_that_is_spoken(
+    authority: trustme.CA, tmp_path: Path, threads: Threads
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    chosen = list[str | None]()
+
+    async def script(connection: Connection) -> None:
+        tls = connection.writer.get_extra_info("ssl_object")
+        chosen.append(tls.selected_alpn_protocol())
+        await connection.request()
+        await connection.say(OK)
+
+    context = _tls(authority, "127.0.0.1")
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    async with serving(script, context) as server:
+        await _get(server, tmp_path / "ca.pem", threads)
+
+    assert chosen == ["http/1.1"]
+
+
+@pytest.mark.parametrize("polite", [True, False])
+async def test_over_tls_a_success_without_length_is_none_and_a_failure_counts(
+    polite: bool, authority: trustme.CA, tmp_path: Path, threads: Threads
+) -> None:
+    """Anybody on the way can end a connection, and that looks like the end of the body."""
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(ca_file)
+    statuses = [b"200 OK", b"503 No"]
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        text = b"HTTP/1.1 " + statuses.pop(0) + b"\r\n\r\npart"
+        await connection.say(text)
+        if not polite:
+            raw = connection.writer.get_extra_info("socket")
+            raw._sock.shutdown(socket.SHUT_WR)
+
+    async with serving(script, _tls(authority, "127.0.0.1")) as server:
+        with pytest.raises(TransientError, match="the last part is missing"):
+            await _get(server, ca_file, threads)
+        refused = await _get(server, ca_file, threads)
+
+    assert (refused.status, refused.body) == (503, b"part")
+
+
+async def test_over_tls_there_is_room_for_all_that_has_come(
+    authority: trustme.CA, tmp_path: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio gives out what does not fit a turn later, and at the end of a connection never."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    get_buffer, rooms = wire.Connection.get_buffer, list[tuple[int, int]]()
+
+    def noted(connection: wire.Connection, sizehint: int) -> memoryview:
+        buffer = get_buffer(connection, sizehint)
+        rooms.append((sizehint, len(buffer)))
+        return buffer
+
+    monkeypatch.setattr(wire.Connection, "get_buffer", noted)
+    text = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BIG)
+    async with serving(answers(text + BIG), _tls(authority, "127.0.0.1")) as server:
+        answer = await _get(server, tmp_path / "ca.pem", threads)
+
+    assert answer.body == BIG
+    assert all(room > held for held, room in rooms)
+
+
+async def test_over_tls_a_body_waits_until_there_is_room(
+    authority: trustme.CA, tmp_path: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    paused, pause = anyio.Event(), wire.Connection.pause_writing
+    held = list[int]()
+
+    def pausing(connection: wire.Connection) -> None:
+        pause(connection)
+        held.append(connection._unsent_bytes)
+        paused.set()
+
+    monkeypatch.setattr(wire.Connection, "pause_writing", pausing)
+
+    async def script(connection: Connection) -> None:
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await paused.wait()
+        connection.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        await connection.request()
+        await connection.say(OK)
+
+    async with serving(script, _tls(authority, "127.0.0.1")) as server:
+        async with trusting(tmp_path / "ca.pem", threads) as http:
+            await http.send("PUT", server.url, {}, what="put it", data=bytes(32 * 1024 * 1024))
+
+    assert max(held) < 3 * 1024 * 1024
 
 
 async def test_a_cancelled_request_over_tls_leaves_no_connection_behind(
@@ -859,7 +1068,7 @@ async def _tunnel(connection: Connection, port: int, answer: bytes) -> None:
         group.start_soon(pump, reader, connection.writer)
 
 
-@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+@pytest.mark.parametrize("version", [b"1.0 200", b"1.1 200", b"1.1 299"])
 async def test_through_a_proxy_tls_is_spoken_with_the_server(
     version: bytes,
     authority: trustme.CA,
@@ -872,7 +1081,7 @@ async def test_through_a_proxy_tls_is_spoken_with_the_server(
 
     async def script(connection: Connection) -> None:
         heads.append(await connection.head())
-        await _tunnel(connection, server.port, b"HTTP/" + version + b" 200 Go\r\n\r\n")
+        await _tunnel(connection, server.port, b"HTTP/" + version + b" Go\r\n\r\n")
 
     tls = _tls(authority, "store.example")
     async with serving(script) as proxy, serving(answers(OK, OK), tls) as server:
@@ -887,16 +1096,35 @@ async def test_through_a_proxy_tls_is_spoken_with_the_server(
     assert b"Proxy-Authorization: Basic dXNAcjpwYXNzIHdvcmQ=\r\n" in heads[0]
 
 
-async def test_a_proxy_that_refuses_is_named_with_its_reason(
-    threads: Threads, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        (b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n", ConfigError, "with status 407"),
+        (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", ConfigError, "with status 403"),
+        (b"HTTP/1.1 502 Bad\r\nContent-Length: 0\r\n\r\n", TransientError, "with status 502"),
+        (b"SSH-2.0\r\n\r\n", TransientError, "that is not HTTP/1.1"),
+        (b"", TransientError, "ServerDisconnected"),
+        (b"HTTP/1.1 200 Go\r\n\r\n", TransientError, "check https_proxy"),
+        (None, StalledError, "does not answer"),
+    ],
+)
+async def test_a_proxy_that_fails_is_named_with_its_reason(
+    text: bytes | None,
+    error: type[AsyncSyncError],
+    said: str,
+    threads: Threads,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with serving(answers(b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n")) as proxy:
-        monkeypatch.setenv("https_proxy", proxy.url)
+    monkeypatch.setattr(dialing, "_CONNECT_S", 10.0 if text is not None else STALL_S)
+    async with serving(nothing if text is None else answers(text)) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url.replace("//", "//user:password@"))
         async with trusting(None, threads) as http:
-            with pytest.raises(TransientError) as caught:
+            with pytest.raises(error) as caught:
                 await http.send("GET", "https://store.example/x", {}, what="get it")
 
-    assert one_line(caught.value, "get it: https://store.example", "refuses, with status 407")
+    assert type(caught.value) is error  # only what stalls makes fewer requests wise
+    assert one_line(caught.value, "get it: ", "https://store.example ", f"proxy {proxy.url}", said)
+    assert "password" not in str(caught.value)
 
 
 async def test_a_proxy_of_another_kind_is_a_matter_of_settings(
@@ -904,7 +1132,7 @@ async def test_a_proxy_of_another_kind_is_a_matter_of_settings(
 ) -> None:
     monkeypatch.setenv("http_proxy", "socks5://user:password@127.0.0.1:9")
     async with trusting(None, threads) as http:
-        with pytest.raises(ConfigError, match="not an http:// address") as caught:
+        with pytest.raises(ConfigError, match=r"get it: .* not an http:// address") as caught:
             await http.send("GET", "http://store.example/x", {}, what="get it")
 
     assert "password" not in str(caught.value)
@@ -918,7 +1146,7 @@ async def test_a_proxy_that_is_gone_is_no_connection(
         with pytest.raises(TransientError) as caught:
             await http.send("GET", "http://store.example/x", {}, what="get it")
 
-    assert one_line(caught.value, "get it: ")
+    assert one_line(caught.value, "get it: ", "proxy http://127.0.0.1:9: Connection refused")
     assert "password" not in str(caught.value)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import sys
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,36 +15,49 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsync.storage.wire import Connection, Head, Sink, WireError
+from asyncsync.storage.heads import Head, WireError
+from asyncsync.storage.wire import Connection, Sink, TooLongError
 
 
 class Line(asyncio.Transport):
-    """A transport that keeps what is written, and takes as much as a test says."""
+    """A transport that keeps what is written until a test lets it leave."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stuck: bool = False) -> None:
         super().__init__()
         self.sent = bytearray()
         self.aborted = False
-        self.unsent_bytes = 0
+        self.stuck, self.unsent_bytes = stuck, 0
+        self.connection = Connection()
+        self.below: socket.socket | None = None
+        self.connection.connection_made(self)
+
+    def write(self, data: Any) -> None:
+        self.sent += data
+        if self.stuck:
+            self.unsent_bytes += len(data)
+            self.connection.pause_writing()
 
     def writelines(self, list_of_data: Any) -> None:
-        for data in list_of_data:
-            self.sent += data
+        self.sent += b"".join(list_of_data)  # of some Pythons it never pauses
 
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
+    def leave(self) -> None:
+        self.unsent_bytes = 0
+        self.connection.resume_writing()
 
     def get_write_buffer_size(self) -> int:
         return self.unsent_bytes
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
+        return self.below if name == "socket" else default
 
     def is_closing(self) -> bool:
         return self.aborted
 
     def abort(self) -> None:
-        self.aborted = True
+        if not self.aborted:
+            self.aborted = True
+            self.unsent_bytes = 0
+            asyncio.get_running_loop().call_soon(self.connection.connection_lost, None)
 
 
 async def ask(
@@ -53,8 +69,8 @@ async def ask(
     body: bytes = b"",
 ) -> tuple[int, bytes, bool]:
     """Ask, and let these pieces arrive: status, body, and whether another request may follow."""
-    connection, line = Connection(), Line()
-    connection.connection_made(line)
+    line = Line()
+    connection = line.connection
     choose: Callable[[Head], Sink] = lambda _: Sink(into, limit)  # noqa: E731
     task = asyncio.ensure_future(
         connection.ask(b"GET / HTTP/1.1\r\n\r\n", body, choose, bodiless=bodiless)
@@ -175,6 +191,14 @@ WRONG = {
     "a head without end": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000,
     "a line without end": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"0" * 70_000,
     "a length of many digits": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+    "a coding with a space": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chun ked\r\n\r\n0\r\n\r\n",
+    "a coding that is empty": b"HTTP/1.1 200 OK\r\nTransfer-Encoding:\r\n\r\nhello",
+    "a status that is none": b"HTTP/1.1 000 No\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "a trailer that is none": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"0\r\nnot a header\r\n\r\n",
+    "a line feed in a value": b"HTTP/1.1 200 OK\r\nA: b\nc\r\nContent-Length: 0\r\n\r\n",
+    "a carriage return in a value": b"HTTP/1.1 200 OK\r\nA: b\rc\r\nContent-Length: 0\r\n\r\n",
+    "a zero byte in a value": b"HTTP/1.1 200 OK\r\nA: b\0c\r\nContent-Length: 0\r\n\r\n",
     "nothing": b"",
 }
 
@@ -188,8 +212,8 @@ async def test_what_makes_no_sense_is_an_error(kind: str, into: int | None) -> N
 
 
 async def test_an_answer_to_nothing_closes_the_connection() -> None:
-    connection, line = Connection(), Line()
-    connection.connection_made(line)
+    line = Line()
+    connection = line.connection
     assert connection.idle
     arrive(connection, b"HTTP/1.1 408 Too Late\r\n\r\n")
 
@@ -198,8 +222,7 @@ async def test_an_answer_to_nothing_closes_the_connection() -> None:
 
 
 async def test_a_body_is_received_where_it_is_wanted() -> None:
-    connection, whole = Connection(), bytearray(10)
-    connection.connection_made(Line())
+    connection, whole = Line().connection, bytearray(10)
     task = asyncio.ensure_future(
         connection.ask(b"x", b"", lambda _: Sink(memoryview(whole)), bodiless=False)
     )
@@ -216,8 +239,8 @@ async def test_what_a_body_is_chosen_for_may_refuse_it() -> None:
     def refuse(head: Head) -> Sink:
         raise ValueError(head.status)
 
-    connection, line = Connection(), Line()
-    connection.connection_made(line)
+    line = Line()
+    connection = line.connection
     task = asyncio.ensure_future(connection.ask(b"x", b"", refuse, bodiless=False))
     await asyncio.sleep(0)
     arrive(connection, WHOLE["length"])
@@ -227,41 +250,229 @@ async def test_what_a_body_is_chosen_for_may_refuse_it() -> None:
     assert line.aborted
 
 
+async def _asked(
+    line: Line, into: memoryview | None = None, body: bytes = b""
+) -> tuple[Connection, Any]:
+    """A connection on which something was asked, and the task that waits for the answer."""
+    task = asyncio.ensure_future(
+        line.connection.ask(b"x", body, lambda _: Sink(into, 1000), bodiless=False)
+    )
+    await asyncio.sleep(0)
+    return line.connection, task
+
+
 async def test_a_body_waits_until_there_is_room() -> None:
-    connection, line, body = Connection(), Line(), bytes(range(256)) * 4096
-    connection.connection_made(line)
-    connection.pause_writing()
-    task = asyncio.ensure_future(connection.ask(b"x", body, lambda _: Sink(None, 9), bodiless=True))
-    await asyncio.sleep(0)
-    before = len(line.sent)
-    connection.resume_writing()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    arrive(connection, b"HTTP/1.1 200 OK\r\n\r\n")
+    """Else a transport takes all of it into memory, and a cancelled upload goes on to its end."""
+    line, body = Line(stuck=True), bytes(range(256)) * 16 * 1024
+    connection, task = await _asked(line, body=body)
+    rounds = 0
+    while not connection.sent:
+        assert line.unsent_bytes <= 512 * 1024
+        line.leave()
+        rounds += 1
+        for _ in range(3):
+            await asyncio.sleep(0)
+    arrive(connection, WHOLE["length"])
     await task
 
-    assert before < len(body)
+    assert rounds >= 3
     assert line.sent == b"x" + body
 
 
-async def _asked(line: Line, into: memoryview | None = None) -> tuple[Connection, Any]:
-    """A connection on which something was asked, and the task that waits for the answer."""
-    connection = Connection()
-    connection.connection_made(line)
-    task = asyncio.ensure_future(
-        connection.ask(b"x", b"", lambda _: Sink(into, 1000), bodiless=False)
-    )
-    await asyncio.sleep(0)
-    return connection, task
+@pytest.mark.parametrize("paused", [True, False])
+async def test_an_answer_before_the_end_of_a_body_stops_it(paused: bool) -> None:
+    """Heard between two slices although the loop has had no reason to look."""
+    line, (near, far) = Line(stuck=paused), socket.socketpair()
+    with near, far:
+        line.below = near
+        far.send(b"an answer that the loop has not seen yet")
+        connection, task = await _asked(line, body=bytes(4 * 1024 * 1024))
+        arrive(connection, b"HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno")
+        before = len(line.sent)
+        head, body = await task
+
+    assert (head.status, bytes(body)) == (403, b"no")
+    assert len(line.sent) == before < 2 * 1024 * 1024
+    assert line.aborted
+
+
+async def test_an_answer_is_read_before_more_is_written() -> None:
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    with far:
+        loop = asyncio.get_running_loop()
+        line, connection = await loop.create_connection(Connection, sock=near)
+        write, written = line.write, list[int]()
+
+        def answered(data: Any) -> None:
+            write(data)
+            written.append(len(data))
+            if len(written) == 1:
+                far.send(b"HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno")
+
+        line.write = answered  # type: ignore[method-assign]
+        head, _ = await connection.ask(
+            b"x", bytes(4 * 1024 * 1024), lambda _: Sink(None, 9), bodiless=False
+        )
+
+    assert head.status == 403
+    assert len(written) == 1
+
+
+async def test_what_had_arrived_when_a_write_failed_is_heard() -> None:
+    """Servers refuse a body while it is sent: the write fails and only the kernel knows why."""
+    line, (near, far) = Line(stuck=True), socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        connection, task = await _asked(line, body=bytes(4 * 1024 * 1024))
+        line.below = near
+        far.send(b"HTTP/1.1 403 No\r\nConnection: close\r\n\r\n")
+        far.send(b"no")
+        far.close()
+        line.aborted = True  # from here on as a transport does it whose write has failed
+        connection.connection_lost(ConnectionResetError())
+        head, body = await task
+
+    assert (head.status, bytes(body)) == (403, b"no")
+    assert not connection.idle
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"HTTP/1.1 403 No\r\nContent-Length: 5\r\n\r\nno", b"SSH-2.0"]
+)
+async def test_what_had_arrived_when_a_write_failed_may_be_no_answer(text: bytes) -> None:
+    line, (near, far) = Line(stuck=True), socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        connection, task = await _asked(line, body=bytes(4 * 1024 * 1024))
+        line.below = near
+        far.send(text)
+        line.aborted = True
+        connection.connection_lost(ConnectionResetError())
+        with pytest.raises((WireError, ConnectionResetError)):
+            await task
+
+
+async def test_a_success_before_the_end_of_a_body_is_none() -> None:
+    connection, task = await _asked(Line(stuck=True), body=bytes(4 * 1024 * 1024))
+    arrive(connection, WHOLE["length"])
+    with pytest.raises(WireError, match="before everything was sent"):
+        await task
+
+
+async def test_a_success_while_a_body_is_held_back_is_none() -> None:
+    line = Line(stuck=True)
+    connection, task = await _asked(line, body=b"body")
+    arrive(connection, WHOLE["length"])
+    connection.eof_received()  # which ends what was held back: it must not look as if it had left
+    with pytest.raises(WireError, match="before everything was sent"):
+        await task
+
+
+async def test_a_success_found_when_a_write_failed_is_none() -> None:
+    line, (near, far) = Line(stuck=True), socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        connection, task = await _asked(line, body=b"body")
+        line.below, line.unsent_bytes, line.aborted = near, 0, True
+        far.send(WHOLE["length"])
+        connection.connection_lost(ConnectionResetError())
+        with pytest.raises(WireError, match="before everything was sent"):
+            await task
+
+
+async def test_a_request_has_left_when_nothing_of_it_is_held_back() -> None:
+    line = Line(stuck=True)
+    connection, task = await _asked(line, body=b"body")
+    before = connection.sent
+    line.leave()
+    after = connection.sent
+    task.cancel()
+
+    assert (before, after) == (False, True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+async def test_what_leaves_the_kernel_moves() -> None:
+    near, far = socket.socketpair()
+    with far:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(Connection, sock=near)
+        task = asyncio.ensure_future(
+            connection.ask(b"", bytes(64 * 1024), lambda _: Sink(None), bodiless=True)
+        )
+        await asyncio.sleep(0)
+        assert connection.sent  # nothing of it is in the transport any more
+        before = connection.moved_bytes
+        read = 0
+        while read < 64 * 1024:
+            read += len(far.recv(64 * 1024))
+        after = connection.moved_bytes
+        task.cancel()
+        await asyncio.wait([task])
+
+    assert after >= before + 64 * 1024
+
+
+async def test_what_leaves_a_transport_moves() -> None:
+    line = Line(stuck=True)
+    connection, task = await _asked(line, body=b"body")
+    before = connection.moved_bytes
+    line.leave()
+    after = connection.moved_bytes
+    task.cancel()
+
+    assert (before, after) == (0, 5)
+
+
+async def test_what_moved_before_a_request_does_not_count_for_it() -> None:
+    line = Line()
+    connection, task = await _asked(line)
+    arrive(connection, WHOLE["length"])
+    await task
+    line.stuck = True
+    _, task = await _asked(line)
+    moved_bytes = connection.moved_bytes
+    task.cancel()
+
+    assert moved_bytes == 0
+
+
+async def test_what_arrives_moves() -> None:
+    connection, _ = await _asked(Line())
+    before = connection.moved_bytes
+    arrive(connection, WHOLE["length"])
+
+    assert connection.moved_bytes == before + len(WHOLE["length"])
 
 
 async def test_what_is_cut_off_is_not_whole_because_it_has_no_length() -> None:
     connection, task = await _asked(Line())
     arrive(connection, b"HTTP/1.1 200 OK\r\n\r\npart")
-    connection.connection_lost(None)  # closed by us, or over TLS without a goodbye
+    connection.connection_lost(None)  # closed by us
 
     with pytest.raises(WireError):
         await task
+
+
+async def test_the_end_ends_an_answer_though_a_body_is_held_back() -> None:
+    """A transport that has to close politely waits for the body, which nobody takes."""
+    connection, task = await _asked(Line(stuck=True), body=bytes(4 * 1024 * 1024))
+    arrive(connection, b"HTTP/1.1 413 Big\r\n\r\nno")
+    connection.eof_received()
+    head, body = await task
+
+    assert (head.status, bytes(body)) == (413, b"no")
+
+
+async def test_the_end_before_an_answer_closes_at_once() -> None:
+    line = Line(stuck=True)
+    connection, task = await _asked(line, body=bytes(4 * 1024 * 1024))
+    connection.eof_received()
+    with pytest.raises(WireError, match="ServerDisconnected"):
+        await task
+
+    assert line.aborted
 
 
 @pytest.mark.parametrize("excess", [1, 100_000])
@@ -281,38 +492,79 @@ async def test_a_connection_that_still_holds_a_body_is_not_kept() -> None:
     line = Line()
     connection, task = await _asked(line)
     line.unsent_bytes = 7
-    arrive(connection, WHOLE["length"])
+    arrive(connection, WHOLE["length"].replace(b"200 OK", b"503 No"))
     await task
 
     assert not connection.idle
     assert line.aborted
 
 
-async def test_nothing_is_written_to_a_connection_that_is_closing() -> None:
+@pytest.mark.parametrize("lost", [True, False])
+@pytest.mark.parametrize("used", [True, False])
+async def test_nothing_is_written_to_a_connection_that_is_closing(used: bool, lost: bool) -> None:
     line = Line()
-    connection = Connection()
-    connection.connection_made(line)
+    if used:
+        connection, task = await _asked(line)
+        arrive(connection, WHOLE["length"])
+        await task
+        line.sent.clear()
     line.abort()
+    if lost:
+        await asyncio.sleep(0)
     with pytest.raises(WireError):
-        await connection.ask(b"x", b"body", lambda _: Sink(None), bodiless=False)
+        await line.connection.ask(b"x", b"body", lambda _: Sink(None), bodiless=False)
 
     assert not line.sent
 
 
-async def test_an_idle_connection_keeps_nobodys_memory() -> None:
-    whole = memoryview(bytearray(5))
-    connection, task = await _asked(Line(), whole)
-    arrive(connection, WHOLE["length"])
-    await task
-    del task
-    whole.release()  # BufferError if anything of it is still held
+async def test_a_failure_before_a_request_is_its_failure() -> None:
+    line = Line()
+    arrive(line.connection, WHOLE["length"])
+    with pytest.raises(WireError, match="an answer to nothing"):
+        await line.connection.ask(b"x", b"body", lambda _: Sink(None), bodiless=False)
 
-    assert connection.idle
+
+async def test_what_follows_a_failure_does_not_mend_it() -> None:
+    connection, task = await _asked(Line())
+    arrive(connection, b"SSH-2.0\r\n\r\n")
+    arrive(connection, WHOLE["length"])
+    with pytest.raises(WireError, match="answer that is not HTTP"):
+        await task
+
+
+async def test_what_is_too_long_says_with_which_status() -> None:
+    connection, task = await _asked(Line(), memoryview(bytearray(4)))
+    arrive(connection, WHOLE["chunks"])
+    with pytest.raises(TooLongError) as caught:
+        await task
+
+    assert caught.value.status == 200
+
+
+async def test_an_idle_connection_keeps_nobodys_memory() -> None:
+    class Request:
+        """What is asked for, and where it goes."""
+
+        whole = memoryview(bytearray(5))
+
+        def choose(self, head: Head) -> Sink:
+            return Sink(self.whole)
+
+    request, line = Request(), Line()
+    gone = weakref.ref(request)
+    task = asyncio.ensure_future(line.connection.ask(b"x", b"", request.choose, bodiless=False))
+    await asyncio.sleep(0)
+    arrive(line.connection, WHOLE["length"])
+    await task
+    del task, request
+    Request.whole.release()  # BufferError if anything of it is still held
+
+    assert line.connection.idle
+    assert gone() is None
 
 
 async def test_tls_does_not_begin_behind_what_was_said_in_clear() -> None:
-    connection = Connection()
-    connection.connection_made(Line())
+    connection = Line().connection
     task = asyncio.ensure_future(
         connection.ask(b"CONNECT", b"", lambda _: Sink(None), bodiless=True, tunnel=True)
     )

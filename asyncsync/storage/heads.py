@@ -1,0 +1,81 @@
+"""The head of an HTTP/1.1 answer (RFC 9112): what can be read in two ways is refused."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from multidict import CIMultiDict
+
+__all__ = ["Head", "WireError", "field_of", "read_head"]
+
+_LENGTH_DIGITS = 18
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*)")
+
+
+class WireError(Exception):
+    """The other side broke off, or says what makes no sense."""
+
+
+class Head(NamedTuple):
+    """What an answer begins with.
+
+    Attributes:
+        length: of its body, in bytes; None: not known before it ends.
+    """
+
+    status: int
+    headers: CIMultiDict[str]
+    length: int | None
+
+    def __repr__(self) -> str:  # a header may be a secret
+        return f"<an answer with status {self.status}>"
+
+
+def read_head(raw: bytes) -> tuple[Head, bool, bool]:
+    """A head; whether the connection persists; whether the body comes in chunks. Pure.
+
+    Raises:
+        WireError: it makes no sense, or says in two ways how long the body is.
+    """
+    status, *lines = raw.split(b"\r\n")
+    found = _STATUS.fullmatch(status)
+    if found is None:
+        raise WireError("an answer that is not HTTP/1.1")
+    headers = CIMultiDict[str]()
+    for line in lines:
+        headers.add(*field_of(line))
+    chunked = "Transfer-Encoding" in headers
+    if chunked and ",".join(headers.getall("Transfer-Encoding")).lower() != "chunked":
+        raise WireError("a transfer coding that is not known")
+    options = {
+        option.strip()
+        for value in headers.getall("Connection", ())
+        for option in value.lower().split(",")
+    }
+    persistent = found[1] == b"1" and "close" not in options
+    return Head(int(found[2]), headers, _length(headers)), persistent, chunked
+
+
+def field_of(line: bytes) -> tuple[str, str]:
+    """A header's name and value. Pure.
+
+    Raises:
+        WireError: it is none. A line break in it would get into what is sent to where it points.
+    """
+    found = _FIELD.fullmatch(line)
+    if found is None:
+        raise WireError("a header that is none")
+    return found[1].decode(), found[2].rstrip(b" \t").decode("utf-8", "surrogateescape")
+
+
+def _length(headers: CIMultiDict[str]) -> int | None:
+    texts = set(headers.getall("Content-Length", ()))
+    if not texts:
+        return None
+    text = texts.pop()
+    plain = text.isascii() and text.isdigit() and len(text) <= _LENGTH_DIGITS
+    if texts or not plain or "Transfer-Encoding" in headers:
+        raise WireError("a length that makes no sense")
+    return int(text)
