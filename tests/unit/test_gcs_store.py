@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import gc
 import gzip
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import anyio
 import pytest
 from aiohttp import web
@@ -31,6 +34,7 @@ from asyncsync.errors import (
     TransientError,
 )
 from asyncsync.storage.gcs import GcsObjects
+from asyncsync.storage.gcs import connection as connection_module
 from asyncsync.storage.gcs.answers import examined, failure, hash_of, stored
 from asyncsync.storage.gcs.connection import _AsEncoded
 from asyncsync.storage.http import Answer, Http
@@ -611,6 +615,131 @@ async def test_a_cancelled_compose_leaves_no_connection_in_use() -> None:
         await session.aclose()
         await http.aclose()
     threads.close()
+
+
+def sessions() -> list[aiohttp.ClientSession]:
+    """Those of aiohttp that are open."""
+    found = [o for o in gc.get_objects() if isinstance(o, aiohttp.ClientSession)]
+    return [session for session in found if not session.closed]
+
+
+async def test_connecting_again_after_a_failure_leaves_no_session_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    async with connected("http://127.0.0.1:9") as store:
+        for _ in range(2):
+            with pytest.raises(AccessDeniedError):
+                await store.head("k")
+
+    assert not sessions()
+
+
+async def test_connecting_again_after_a_cancelled_attempt_leaves_no_session_open(
+    fake: FakeGcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.put("k", b"data")
+    began, go, real = threading.Event(), threading.Event(), connection_module._credentials
+
+    def slow(session: Any, threads: Threads) -> Any:
+        began.set()
+        go.wait(10)
+        return real(session, threads)
+
+    monkeypatch.setattr(connection_module, "_credentials", slow)
+    async with connected(fake.url) as store:
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.head, "k")
+            while not began.is_set():
+                await checkpoint()
+            group.cancel_scope.cancel()
+            go.set()
+        await store.head("k")
+
+    assert not sessions()
+
+
+async def test_who_waits_for_the_connection_when_it_is_closed_does_not_open_it(
+    fake: FakeGcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, stores = Http.open, list[GcsObjects]()
+
+    async def closing(http: Http, threads: Threads) -> None:
+        await real(http, threads)
+        await stores[0].aclose()
+
+    monkeypatch.setattr(Http, "open", closing)
+    errors = list[Exception]()
+
+    async def look(store: GcsObjects) -> None:
+        try:
+            await store.head("k")
+        except ConfigError as exc:
+            errors.append(exc)
+
+    async with connected(fake.url) as store:
+        stores.append(store)
+        async with anyio.create_task_group() as group:
+            group.start_soon(look, store)
+            group.start_soon(look, store)
+        assert len(errors) == 2
+        assert not sessions()
+
+
+async def test_what_is_closed_does_not_connect(fake: FakeGcs) -> None:
+    async with connected(fake.url) as store:
+        await store.aclose()
+        with pytest.raises(ConfigError, match="closed"):
+            await store.head("k")
+        assert not sessions()
+
+
+@pytest.mark.parametrize("turns", range(1, 5))
+async def test_closing_while_it_connects_leaves_no_session_open(turns: int, fake: FakeGcs) -> None:
+    async def look(store: GcsObjects) -> None:
+        with pytest.raises(ConfigError, match="closed"):
+            await store.head("k")
+
+    async with connected(fake.url) as store:
+        async with anyio.create_task_group() as group:
+            group.start_soon(look, store)
+            for _ in range(turns):
+                await checkpoint()
+            await store.aclose()
+        assert not sessions()
+
+
+async def test_a_cancelled_close_leaves_no_session_open(gcs: GcsObjects, fake: FakeGcs) -> None:
+    fake.put("k", b"data")
+    await gcs.head("k")
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await gcs.aclose()
+
+    assert not sessions()
+
+
+@pytest.mark.parametrize("proxy", ["socks5://me:secret@127.0.0.1:9", "me:secret@127.0.0.1:9"])
+async def test_a_proxy_of_another_kind_is_refused_for_every_request(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://store.example")
+    async with connected(None) as store:
+        for call in (store.head("k"), store.get("k", start=0, end=5)):
+            with pytest.raises(ConfigError, match="not an http:// address") as caught:
+                await call
+            assert "secret" not in repr(_chain(caught.value))
+
+
+async def test_a_proxy_of_another_kind_is_refused_for_tokens(
+    fake: FakeGcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY")
+    async with connected(fake.url) as store:
+        with pytest.raises(ConfigError, match="not an http:// address"):
+            await store.head("k")
 
 
 async def test_leftovers_do_not_spoil_a_success(gcs: GcsObjects, fake: FakeGcs) -> None:

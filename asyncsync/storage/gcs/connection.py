@@ -147,9 +147,11 @@ class Connection:
     async def aclose(self) -> None:
         """Close every connection. Again: no effect."""
         self._closed = True
-        await self._http.aclose()
-        if self._session is not None:
-            await self._session.aclose()
+        try:
+            await self._http.aclose()
+        finally:  # cancelled as well
+            if self._session is not None:
+                await self._session.aclose()
 
     async def _token(self) -> Secret | None:
         return await self._account.token() if self._account else None
@@ -162,22 +164,26 @@ class Connection:
 
     async def _open(self) -> None:
         """Connect, one task for all that wait."""
+        self._refuse_if_closed()
+        if self._sdk is None:
+            async with self._opening:
+                if self._sdk is None:
+                    await self._connect()
+        self._refuse_if_closed()
+
+    def _refuse_if_closed(self) -> None:
         if self._closed:
             raise ConfigError("this connection to Google Cloud Storage is closed")
-        if self._sdk is not None:
-            return
-        async with self._opening:
-            if self._sdk is None:
-                await self._connect()
 
     async def _connect(self) -> None:
+        """Connect; what an attempt that failed or was cancelled has made is used again."""
+        session = self._session = self._session or _AsEncoded(self._http, self._max_requests)
         await self._http.open(self._threads)
         emulator = os.environ.get("STORAGE_EMULATOR_HOST") if self._endpoint is None else None
         if emulator and "://" not in emulator:
             emulator = f"http://{emulator}"
         self._emulated = bool(emulator)
         self._root = (emulator or self._endpoint or _ROOT).rstrip("/")
-        session = self._session = _AsEncoded(self._http, self._max_requests)
         if not self._emulated:
             token = await self._threads.run(_credentials, session, self._threads)
             self._account = _Account(token, self._threads, self._clock)
@@ -295,6 +301,8 @@ class _Account:
     async def _fetch(self) -> None:
         try:
             found = await self._source.refresh(timeout=_AUTH_PATIENCE)
+        except AsyncSyncError:
+            raise
         except (aiohttp.ClientError, OSError, KeyError, ValueError, TypeError) as exc:
             error = _no_token(exc, known=self._token is not None)
         else:
