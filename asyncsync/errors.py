@@ -58,6 +58,7 @@ __all__ = [
     "StalledError",
     "TransferError",
     "TransientError",
+    "is_interruption",
     "os_errors",
     "quote",
     "quote_some",
@@ -221,6 +222,15 @@ class TransferError(AsyncSyncError):
     def __init__(self, message: str, *, failures: Sequence[AsyncSyncError]) -> None:
         super().__init__(message)
         self.failures = tuple(failures)
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether what `error` ended can go on later where it was: its plan has not been dropped."""
+    if isinstance(error, TransferError):
+        return all(map(is_interruption, error.failures))
+    if isinstance(error, Exception):
+        return isinstance(error, TransientError | AccessDeniedError | DeadlineError)
+    return True  # cancelled, or the program ends
 
 
 _BY_ERRNO: dict[int, type[AsyncSyncError]] = {

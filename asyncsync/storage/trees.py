@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -18,6 +18,7 @@ __all__ = [
     "Intent",
     "NewFile",
     "Sighting",
+    "Stored",
     "TreeCapabilities",
     "TreeReader",
     "TreeStore",
@@ -49,6 +50,13 @@ class Block(NamedTuple):
     extents: tuple[tuple[int, int], ...] | None = None
 
 
+class Stored(NamedTuple):
+    """A chunk that an attempt has stored: its digest, and by what the place knows it again."""
+
+    digest: str
+    token: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
     """What a writer is about to do to a tree.
@@ -62,6 +70,8 @@ class Intent:
             behind is taken over at once; that of another only when it shows no life.
         files: what it is going to write, as far as it is known: names and sizes that the place
             cannot hold are refused before anything moves, and the rest is announced at once.
+        keep: when it is interrupted (`is_interruption`), what was written stays, invisible, for
+            the next attempt that also says `keep`. That one calls `recall` before it writes.
     """
 
     attempt: str
@@ -69,6 +79,7 @@ class Intent:
     in_place: bool = False
     writer: str = ""
     files: tuple[NewFile, ...] = ()
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +155,40 @@ class TreeReader(Protocol):
 class TreeWriter(Protocol):
     """One attempt to write a tree. Nothing is visible before `commit` returns."""
 
-    async def write(self, file: NewFile, offset: int, block: Block) -> None:
-        """Store a part of a file: one of its 16 MiB chunks. They come in any order, also at once.
+    @property
+    def resumes(self) -> bool:
+        """Whether an interrupted attempt may have left something to `recall`."""
+        ...
 
-        A file is complete when its parts add up to `size_bytes`.
+    async def recall(
+        self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]
+    ) -> list[frozenset[int]]:
+        """Which chunks, by number from 0, an interrupted attempt has stored and are still there.
+
+        They count as written; everything else that it left is forgotten.
         """
         ...
 
-    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
-        """Store whole small files."""
+    async def write(self, file: NewFile, offset: int, block: Block) -> str:
+        """Store a part of a file: one of its 16 MiB chunks. They come in any order, also at once.
+
+        A file is complete when its parts add up to `size_bytes`.
+
+        Returns:
+            The token by which `recall` knows it again; may be a secret.
+        """
+        ...
+
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> list[str]:
+        """Store whole small files; a token for each, as `write` returns it."""
+        ...
+
+    async def finish(self, file: NewFile) -> str:
+        """All parts of a large file are there: what is left to do for it is done now.
+
+        Without this it is done by `commit`, which then takes longer. The token is for the last
+        part, in place of that which `write` has returned; empty: that one stays.
+        """
         ...
 
     async def discard(self, path: str) -> None:
@@ -229,8 +265,8 @@ class TreeStore(Protocol):
     def begin(self, tree: str, intent: Intent) -> AbstractAsyncContextManager[TreeWriter]:
         """Start to write `tree`, first finishing or sweeping what a crash left there.
 
-        Leaving the block without a commit, by error or cancellation, leaves the tree as it was
-        and nothing of the attempt behind.
+        Leaving the block without a commit, by error or cancellation, leaves the tree as it was,
+        and nothing of the attempt behind unless `intent.keep` says otherwise.
 
         Raises:
             ConflictError: the commit that is there is not the one expected.

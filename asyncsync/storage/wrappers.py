@@ -5,7 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol, TypeVar, cast
 
@@ -36,6 +43,7 @@ from .trees import (
     Intent,
     NewFile,
     Sighting,
+    Stored,
     TreeCapabilities,
     TreeReader,
     TreeStore,
@@ -385,18 +393,30 @@ class _Writer:
     def __init__(self, inner: TreeWriter, around: Around) -> None:
         self._inner, self._around = inner, around
 
-    async def write(self, file: NewFile, offset: int, block: Block) -> None:
-        await self._around(
+    @property
+    def resumes(self) -> bool:
+        return self._inner.resumes
+
+    async def recall(
+        self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]
+    ) -> list[frozenset[int]]:
+        return await self._around("recall", 0, lambda: self._inner.recall(files))
+
+    async def write(self, file: NewFile, offset: int, block: Block) -> str:
+        return await self._around(
             f"write {quote(file.path)}",
             len(block.data),
             lambda: self._inner.write(file, offset, block),
         )
 
-    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> list[str]:
         size_bytes = sum(len(data) for _, data in files)
-        await self._around(
+        return await self._around(
             f"write {len(files)} files", size_bytes, lambda: self._inner.write_many(files)
         )
+
+    async def finish(self, file: NewFile) -> str:
+        return await self._around(f"finish {quote(file.path)}", 0, lambda: self._inner.finish(file))
 
     async def discard(self, path: str) -> None:
         what = f"discard {quote(path)}"

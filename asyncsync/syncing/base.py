@@ -25,6 +25,7 @@ class Receipt:
         kind: `sealed` or `rolling`.
         files, size_bytes: of the whole tree.
         sent_files, sent_bytes: what was moved.
+        resumed_bytes: what an interrupted attempt had moved already.
         skipped_files, skipped_bytes: what was there already.
         deleted_files: what is no longer part of the tree.
         left_out: names that cannot be part of a rolling tree (links, sockets), with the reason.
@@ -41,6 +42,7 @@ class Receipt:
     size_bytes: int
     sent_files: int = 0
     sent_bytes: int = 0
+    resumed_bytes: int = 0
     skipped_files: int = 0
     skipped_bytes: int = 0
     deleted_files: int = 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from ..digest import chunk_count
 from ..errors import (
     ClashError,
     ConfigError,
@@ -22,10 +23,10 @@ from ..location import Location
 from ..manifest import DirectoryEntry, Entry, FileEntry, Header, Manifest
 from ..names import NEXT, new_attempt
 from ..patterns import Selection
-from ..storage import Durability, Intent, NewFile, TreeStore, TreeWriter
+from ..storage import Durability, Intent, NewFile, Stored, TreeStore, TreeWriter
 from ..storage.local import LocalTrees
+from ..transfer import Arrived, Directory, Scan, SourceFile, Tally, Unverified
 from ..transfer import Committed as CommittedSource
-from ..transfer import Directory, Scan, SourceFile, Tally, Unverified
 from .base import Receipt
 from .decisions import LocalTree, RestorePlan, check_foreign, plan_restore
 from .tools import Tools
@@ -125,6 +126,7 @@ class Download:
             receipt,
             sent_files=receipt.sent_files + sum(r.sent_files for r in nested),
             sent_bytes=receipt.sent_bytes + sum(r.sent_bytes for r in nested),
+            resumed_bytes=receipt.resumed_bytes + sum(r.resumed_bytes for r in nested),
             seconds=self._clock.monotonic() - started,
         )
 
@@ -295,10 +297,13 @@ class Download:
             durability = await self._target.confirm(self._target_tree)
             return self._receipt(manifest, decided, durability)
         where = quote(str(self._request.remote))
-        async with self._begin(decided) as writer:
+        async with self._begin(decided, keep=True) as writer:
+            arrived = await self._recall(decided, writer)
             async with self._store.open(self._tree, decided.whole) as reader:
                 source = CommittedSource(reader, where)
-                await self._engine.send(decided.plan.fetch, source, writer, self._tally)
+                await self._engine.send(
+                    decided.plan.fetch, source, writer, self._tally, arrived=arrived
+                )
             durability = await writer.commit(manifest)
         return self._committed(manifest, decided, durability)
 
@@ -318,12 +323,32 @@ class Download:
             durability = await writer.commit(manifest)
         return self._committed(manifest, decided, durability)
 
+    @staticmethod
+    async def _recall(decided: _Decided, writer: TreeWriter) -> dict[str, Arrived]:
+        """What an interrupted download has fetched: the manifest tells it by its digest."""
+        if not writer.resumes:
+            return {}
+        fetch = decided.plan.fetch
+        expected = [{n: e.chunk_digest(n) for n in range(chunk_count(e.size_bytes))} for e in fetch]
+        found = await writer.recall(
+            [
+                (_new(entry), {number: Stored(one) for number, one in digests.items()})
+                for entry, digests in zip(fetch, expected, strict=True)
+            ]
+        )
+        return {
+            entry.path: Arrived({number: digests[number] for number in numbers}, current=True)
+            for entry, digests, numbers in zip(fetch, expected, found, strict=True)
+            if numbers
+        }
+
     @asynccontextmanager
-    async def _begin(self, decided: _Decided) -> AsyncIterator[TreeWriter]:
+    async def _begin(self, decided: _Decided, *, keep: bool = False) -> AsyncIterator[TreeWriter]:
         intent = Intent(
             attempt=new_attempt(),
             expect=decided.previous.identity if decided.previous else None,
             in_place=True,
+            keep=keep,
         )
         async with self._target.begin(self._target_tree, intent) as writer:
             yield writer
@@ -348,8 +373,9 @@ class Download:
             kind=manifest.header.kind,
             files=manifest.header.files,
             size_bytes=manifest.header.size_bytes,
-            sent_files=self._tally.moved_files,
-            sent_bytes=self._tally.moved_bytes,
+            sent_files=self._tally.moved_files - self._tally.resumed_files,
+            sent_bytes=self._tally.moved_bytes - self._tally.resumed_bytes,
+            resumed_bytes=self._tally.resumed_bytes,
             skipped_files=len(decided.plan.keep),
             skipped_bytes=sum(entry.size_bytes for entry in decided.plan.keep),
             deleted_files=len(decided.plan.delete),

@@ -62,6 +62,7 @@ __all__ = ["LoopSyncer"]
 
 T = TypeVar("T")
 _REREADS = 3
+_CLOSE_S = 10.0
 _OBSERVED = {"sync_up", "sync_down", "delete", "verify", "restore"}
 
 
@@ -113,8 +114,11 @@ class LoopSyncer:
     async def aclose(self) -> None:
         """Let go of threads and connections. Again: no effect."""
         self._closed = True
-        await self._stores.aclose()
-        self._threads.close()
+        try:
+            with anyio.move_on_after(_CLOSE_S, shield=True):  # also when a cancellation led here
+                await self._stores.aclose()
+        finally:
+            self._threads.close()
 
     async def call(self, method: str, arguments: Mapping[str, Any], observe: Observer) -> Any:
         """Call one of the methods below by its name."""

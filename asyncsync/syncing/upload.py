@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +27,9 @@ from ..patterns import TEMPORARY_NAMES, Selection
 from ..storage import Durability, Intent, NewFile, TreeStore, TreeWriter
 from ..storage.local import LocalTrees
 from ..transfer import (
+    Arrived,
     Directory,
+    Journal,
     Links,
     Plan,
     Records,
@@ -125,6 +127,7 @@ class Upload:
         )
         self._records = Records(request.local)
         self._tally = Tally(tools.observe)
+        self._journal: Journal  # while it sends
 
     async def plan(self) -> SyncPlan:
         """What `run` would do; writes nothing."""
@@ -351,16 +354,24 @@ class Upload:
                 found.previous, found, await self._store.confirm(self._tree), rounds=1
             )
         attempt = new_attempt()
+        expect = found.previous.identity if found.previous else None
+        remembering = Journal.open(
+            self._request.local, str(self._request.remote), expect, self._threads
+        )
         intent = Intent(
             attempt=attempt,
-            expect=found.previous.identity if found.previous else None,
+            expect=expect,
             # An exchange of the whole directory would take the commits inside along.
             in_place=found.kind == "rolling" or bool(found.nested),
             writer=self._writer,
             files=tuple(file.new for file in found.plan.send),
         )
-        async with self._store.begin(self._tree, intent) as writer:
-            rounds = await self._until_still(source, found, writer, found.plan.send)
+        async with (
+            remembering as self._journal,
+            self._store.begin(self._tree, replace(intent, keep=self._journal.usable)) as writer,
+        ):
+            arrived = await self._journal.recall(writer, found.plan.send)
+            rounds = await self._until_still(source, found, writer, found.plan.send, arrived)
             manifest, durability = await self._commit(source, found, writer, attempt)
         if found.kind == "rolling":
             await self._remember(found)
@@ -398,14 +409,21 @@ class Upload:
         found: _Found,
         writer: TreeWriter,
         send: tuple[SourceFile, ...],
+        arrived: Mapping[str, Arrived] | None = None,
     ) -> int:
         """Send, look again, and send again what changed; return the number of rounds.
+
+        Args:
+            arrived: what `writer` holds already.
 
         Raises:
             SourceChangedError: something changed in every round.
         """
         for attempt in range(1, _ROUNDS + 1):
-            outcome = await self._engine.send(send, source, writer, self._tally)
+            outcome = await self._engine.send(
+                send, source, writer, self._tally, arrived=arrived or {}, note=self._journal.note
+            )
+            arrived = None
             found.entries.update(outcome.entries)
             changed = await self._changed(source, found, set(outcome.moving))
             if not changed:
@@ -484,8 +502,9 @@ class Upload:
             kind=manifest.header.kind,
             files=manifest.header.files,
             size_bytes=manifest.header.size_bytes,
-            sent_files=self._tally.moved_files,
-            sent_bytes=self._tally.moved_bytes,
+            sent_files=self._tally.moved_files - self._tally.resumed_files,
+            sent_bytes=self._tally.moved_bytes - self._tally.resumed_bytes,
+            resumed_bytes=self._tally.resumed_bytes,
             skipped_files=len(kept),
             skipped_bytes=sum(manifest.files[path].size_bytes for path in kept),
             deleted_files=len(found.plan.delete),

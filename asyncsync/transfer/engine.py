@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
 
@@ -13,12 +15,12 @@ from ..digest import CHUNK_BYTES, chunk_count, tree_digest
 from ..events import Moved, Observer
 from ..manifest import FileEntry
 from ..names import is_commit_file
-from ..storage import Block, NewFile, TreeWriter
+from ..storage import NewFile, Stored, TreeWriter
 from ..units import KIB, MIB
 from .failures import one_error
 from .source import Moving, Piece
 
-__all__ = ["Bounds", "Engine", "Outcome", "Source", "Tally"]
+__all__ = ["Arrived", "Bounds", "Engine", "Note", "Outcome", "Source", "Tally"]
 
 _SMALL_BYTES = 256 * KIB
 _BATCH_FILES = 64
@@ -40,6 +42,25 @@ class File(Protocol):
 
 F_contra = TypeVar("F_contra", bound=File, contravariant=True)
 F = TypeVar("F", bound=File)
+
+
+Note = Callable[[Sequence[tuple[F, int, Stored]]], Awaitable[None]]
+"""Hears which chunks of which files have been stored."""
+
+
+class Arrived(NamedTuple):
+    """What an interrupted attempt has stored of a file.
+
+    Attributes:
+        chunks: their digests, by number.
+        current: the source is known to hold the same; otherwise it is read and compared.
+    """
+
+    chunks: Mapping[int, str]
+    current: bool
+
+
+_NOTHING: Mapping[str, Arrived] = MappingProxyType({})
 
 
 class Source(Protocol[F_contra]):
@@ -68,11 +89,15 @@ class Outcome:
 
 
 class Tally:
-    """Counts what has been moved and reports it; the totals grow when files are sent again."""
+    """Counts what has been moved and reports it; the totals grow when files are sent again.
+
+    What an interrupted attempt has moved counts, and is `resumed_bytes` and `resumed_files`, too.
+    """
 
     def __init__(self, observe: Observer) -> None:
         self._observe = observe
         self.moved_bytes = self.total_bytes = self.moved_files = self.total_files = 0
+        self.resumed_bytes = self.resumed_files = 0
 
     def expect(self, files: Sequence[File]) -> None:
         """These are going to be moved."""
@@ -82,6 +107,12 @@ class Tally:
     def settle(self) -> None:
         """Nothing more of what was expected will move: it is gone, or expected anew."""
         self.total_bytes, self.total_files = self.moved_bytes, self.moved_files
+
+    def resumed(self, path: str, size_bytes: int, *, last: bool, whole: bool) -> None:
+        """A chunk had arrived already; the `last` of its file, of which nothing is left to move."""
+        self.resumed_bytes += size_bytes
+        self.resumed_files += last and whole
+        self.moved(path, size_bytes, files=int(last))
 
     def moved(self, path: str, size_bytes: int, *, files: int) -> None:
         """That many bytes have arrived, and completed that many files."""
@@ -103,30 +134,64 @@ class _Use(Generic[F]):
     """What happens to bytes that were read: here they are only counted."""
 
     def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+        self.tally = tally
 
-    async def part(self, file: F, offset: int, block: Block) -> None:
-        done = offset + len(block.data) == file.size_bytes
-        self._tally.moved(file.path, len(block.data), files=int(done))
+    def arrived(self, file: F) -> Arrived | None:
+        """What need not be moved of a file."""
+        del file
+        return None
+
+    async def discard(self, file: F) -> None:
+        """Forget it: the source holds another version by now."""
+
+    async def finish(self, file: F, chunks: Sequence[str]) -> None:
+        """All chunks of a file that moved alone have been used."""
+
+    async def part(self, file: F, number: int, piece: Piece) -> None:
+        size = len(piece.block.data)
+        done = number * CHUNK_BYTES + size == file.size_bytes
+        self.tally.moved(file.path, size, files=int(done))
 
     async def many(self, batch: Sequence[tuple[F, Piece]]) -> None:
         size = sum(file.size_bytes for file, _ in batch)
-        self._tally.moved(batch[-1][0].path, size, files=len(batch))
+        self.tally.moved(batch[-1][0].path, size, files=len(batch))
 
 
 class _Writing(_Use[F]):
-    """They are written, then counted."""
+    """They are written, noted, and counted."""
 
-    def __init__(self, writer: TreeWriter, tally: Tally) -> None:
+    def __init__(
+        self,
+        writer: TreeWriter,
+        tally: Tally,
+        arrived: Mapping[str, Arrived],
+        note: Note[F] | None,
+    ) -> None:
         super().__init__(tally)
-        self._writer = writer
+        self._writer, self._arrived, self._note = writer, arrived, note
 
-    async def part(self, file: F, offset: int, block: Block) -> None:
-        await self._writer.write(_new(file), offset, block)
-        await super().part(file, offset, block)
+    def arrived(self, file: F) -> Arrived | None:
+        return self._arrived.get(file.path)
+
+    async def discard(self, file: F) -> None:
+        await self._writer.discard(file.path)
+
+    async def finish(self, file: F, chunks: Sequence[str]) -> None:
+        token = await self._writer.finish(_new(file))
+        if token and self._note is not None:
+            await self._note([(file, len(chunks) - 1, Stored(chunks[-1], token))])
+
+    async def part(self, file: F, number: int, piece: Piece) -> None:
+        token = await self._writer.write(_new(file), number * CHUNK_BYTES, piece.block)
+        if self._note is not None:
+            await self._note([(file, number, Stored(piece.digest, token))])
+        await super().part(file, number, piece)
 
     async def many(self, batch: Sequence[tuple[F, Piece]]) -> None:
-        await self._writer.write_many([(_new(f), piece.block.data) for f, piece in batch])
+        tokens = await self._writer.write_many([(_new(f), piece.block.data) for f, piece in batch])
+        if self._note is not None:
+            done = zip(batch, tokens, strict=True)
+            await self._note([(f, 0, Stored(piece.digest, token)) for (f, piece), token in done])
         await super().many(batch)
 
 
@@ -140,9 +205,20 @@ class Engine:
         self._requests = anyio.Semaphore(bounds.max_requests)
 
     async def send(
-        self, files: Sequence[F], source: Source[F], writer: TreeWriter, tally: Tally
+        self,
+        files: Sequence[F],
+        source: Source[F],
+        writer: TreeWriter,
+        tally: Tally,
+        *,
+        arrived: Mapping[str, Arrived] = _NOTHING,
+        note: Note[F] | None = None,
     ) -> Outcome:
         """Read every file, and write it; frameworks' own commit files after all others.
+
+        Args:
+            arrived: what `writer` holds already, by path: that is not written again.
+            note: hears what is written.
 
         Returns:
             The entries of what was written, and the paths of files that moved under our eyes:
@@ -153,7 +229,7 @@ class Engine:
                 several failed before they could be.
         """
         tally.expect(files)
-        use = _Writing[F](writer, tally)
+        use = _Writing[F](writer, tally, arrived, note)
         outcome = Outcome()
         for group in (False, True):
             chosen = [file for file in files if is_commit_file(file.path) is group]
@@ -190,13 +266,17 @@ class Engine:
 
     async def _large(self, file: F, source: Source[F], use: _Use[F], outcome: Outcome) -> None:
         try:
-            outcome.entries[file.path] = await self._by_chunks(file, source, use)
+            held = await self._arrived(file, source, use)
+            outcome.entries[file.path] = await self._by_chunks(file, source, use, held)
         except Moving:
             outcome.moving.append(file.path)
 
     async def _small(
         self, batch: list[F], source: Source[F], use: _Use[F], outcome: Outcome
     ) -> None:
+        batch = [f for f in batch if not await self._has_arrived(f, source, use, outcome)]
+        if not batch:
+            return
         async with self._requests, self._budget.borrow(sum(f.size_bytes for f in batch)):
             read = list(zip(batch, await source.read_many(batch), strict=True))
             whole = [(file, piece) for file, piece in read if isinstance(piece, Piece)]
@@ -205,20 +285,73 @@ class Engine:
         outcome.entries |= {f.path: _entry(f, [piece.digest]) for f, piece in whole}
         outcome.moving += [file.path for file, piece in read if isinstance(piece, Moving)]
 
-    async def _by_chunks(self, file: F, source: Source[F], use: _Use[F]) -> FileEntry:
-        chunks = [""] * chunk_count(file.size_bytes)
+    async def _by_chunks(
+        self, file: F, source: Source[F], use: _Use[F], held: Mapping[int, str]
+    ) -> FileEntry:
+        count = chunk_count(file.size_bytes)
+        chunks = [held.get(number, "") for number in range(count)]
 
         async def act(number: int) -> None:
-            start = number * CHUNK_BYTES
-            size = min(CHUNK_BYTES, file.size_bytes - start)
-            async with self._requests, self._budget.buffer(size) as buffer:
-                piece = await source.read(file, number, buffer)
+            async with self._chunk(file, number, source) as piece:
                 chunks[number] = piece.digest
-                await use.part(file, start, piece.block)
+                await use.part(file, number, piece)
 
-        await each(range(len(chunks)), act, limit=self._bounds.max_requests)
+        whole = len(held) == count
+        for number in held:
+            size, last = _chunk_bytes(file, number), number == count - 1
+            use.tally.resumed(file.path, size, last=last, whole=whole)
+        missing = [number for number, digest in enumerate(chunks) if not digest]
+        await each(missing, act, limit=self._bounds.max_requests)
         await source.confirm(file, chunks)
+        await use.finish(file, chunks)
         return _entry(file, chunks)
+
+    @asynccontextmanager
+    async def _chunk(self, file: F, number: int, source: Source[F]) -> AsyncIterator[Piece]:
+        size = _chunk_bytes(file, number)
+        async with self._requests, self._budget.buffer(size) as buffer:
+            yield await source.read(file, number, buffer)
+
+    # -- going on where an interrupted attempt was
+
+    async def _has_arrived(
+        self, file: F, source: Source[F], use: _Use[F], outcome: Outcome
+    ) -> bool:
+        """Whether a small file is there; its entry is in `outcome` then."""
+        if use.arrived(file) is None:
+            return False
+        try:
+            held = await self._arrived(file, source, use)
+            if held:
+                outcome.entries[file.path] = await self._by_chunks(file, source, use, held)
+        except Moving:
+            outcome.moving.append(file.path)
+            return True
+        return bool(held)
+
+    async def _arrived(self, file: F, source: Source[F], use: _Use[F]) -> Mapping[int, str]:
+        """The digests of the chunks that need not be moved.
+
+        Raises:
+            Moving: the file changed while it was compared.
+        """
+        held = use.arrived(file)
+        if held is None:
+            return {}
+        if not held.current and not await self._is_same(file, source, held.chunks):
+            await use.discard(file)
+            return {}
+        return held.chunks
+
+    async def _is_same(self, file: F, source: Source[F], chunks: Mapping[int, str]) -> bool:
+        same: list[bool] = []
+
+        async def compare(number: int) -> None:
+            async with self._chunk(file, number, source) as piece:
+                same.append(piece.digest == chunks[number])
+
+        await each(chunks, compare, limit=self._bounds.max_requests)
+        return all(same)
 
 
 def batches(files: Sequence[F]) -> Iterator[list[F]]:
@@ -236,6 +369,10 @@ def batches(files: Sequence[F]) -> Iterator[list[F]]:
         size += file.size_bytes
     if batch:
         yield batch
+
+
+def _chunk_bytes(file: File, number: int) -> int:
+    return min(CHUNK_BYTES, file.size_bytes - number * CHUNK_BYTES)
 
 
 def _new(file: File) -> NewFile:

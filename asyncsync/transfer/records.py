@@ -14,7 +14,7 @@ from ..digest import digest
 from ..manifest import FileEntry
 from .source import SourceFile
 
-__all__ = ["Records"]
+__all__ = ["Records", "cache_directory", "prune"]
 
 _KEEP_S = 30 * 24 * 3600
 _DIGEST_BYTES = 64
@@ -30,7 +30,7 @@ class Records:
     """
 
     def __init__(self, tree: str) -> None:
-        self._path = os.path.join(_directory(), digest(os.fsencode(tree)) + ".records")
+        self._path = os.path.join(cache_directory(), digest(os.fsencode(tree)) + ".records")
 
     def load(self, files: Mapping[str, SourceFile]) -> dict[str, FileEntry]:
         """Entries for those of `files` that are still the version that was hashed."""
@@ -68,7 +68,7 @@ class Records:
         folder = os.path.dirname(self._path)
         with suppress(OSError):  # a read-only home only means that nothing is remembered
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            _prune(folder)
+            prune(folder)
             fd, temporary = tempfile.mkstemp(dir=folder)
             try:
                 with open(fd, "wb") as out:
@@ -79,7 +79,8 @@ class Records:
                 raise
 
 
-def _directory() -> str:
+def cache_directory() -> str:
+    """Where what we remember from one sync to the next is kept."""
     if explicit := os.environ.get("ASYNCSYNC_CACHE_DIR"):
         return explicit
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -88,8 +89,8 @@ def _directory() -> str:
     return os.path.join(base, "asyncsync", "records")
 
 
-def _prune(folder: str) -> None:
-    """Forget the records of directories that nobody has synced for a month."""
+def prune(folder: str) -> None:
+    """Forget what nobody has needed for a month."""
     oldest = time.time() - _KEEP_S
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from asyncsync.storage.trees import (
     Intent,
     NewFile,
     Sighting,
+    Stored,
     TreeCapabilities,
     TreeReader,
     TreeStore,
@@ -116,11 +117,23 @@ class LyingWriter:
     def __init__(self, writer: TreeWriter, liar: Liar, tree: str) -> None:
         self.inner, self.liar, self.tree = writer, liar, tree
 
-    async def write(self, file: NewFile, offset: int, block: Block) -> None:
-        await self.inner.write(file, offset, block)
+    @property
+    def resumes(self) -> bool:
+        return self.inner.resumes
 
-    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
-        await self.inner.write_many(files)
+    async def recall(
+        self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]
+    ) -> list[frozenset[int]]:
+        return await self.inner.recall(files)
+
+    async def write(self, file: NewFile, offset: int, block: Block) -> str:
+        return await self.inner.write(file, offset, block)
+
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> list[str]:
+        return await self.inner.write_many(files)
+
+    async def finish(self, file: NewFile) -> str:
+        return await self.inner.finish(file)
 
     async def discard(self, path: str) -> None:
         await self.inner.discard(path)
@@ -131,11 +144,12 @@ class LyingWriter:
 
 class CommitsBeforeTheLastFile(Liar):
     class Writer(LyingWriter):
-        async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
-            await self.inner.write_many(files)
+        async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> list[str]:
+            tokens = await self.inner.write_many(files)
             there = make_manifest({file.path: bytes(data) for file, data in files})
             text = b"".join(encode(there))
             await self.liar.memory.put(f"{self.tree}/{MANIFEST}", text)
+            return tokens
 
     def wrap(self, writer: TreeWriter, tree: str) -> TreeWriter:
         return self.Writer(writer, self, tree)
@@ -175,12 +189,11 @@ class AppendsPartsAsTheyCome(Liar):
     class Writer(LyingWriter):
         at = 0
 
-        async def write(self, file: NewFile, offset: int, block: Block) -> None:
+        async def write(self, file: NewFile, offset: int, block: Block) -> str:
             if file.size_bytes == len(block.data):
-                await self.inner.write(file, offset, block)
-                return
+                return await self.inner.write(file, offset, block)
             offset, self.at = self.at, self.at + CHUNK_BYTES
-            await self.inner.write(file, offset, block)
+            return await self.inner.write(file, offset, block)
 
     def wrap(self, writer: TreeWriter, tree: str) -> TreeWriter:
         return self.Writer(writer, self, tree)

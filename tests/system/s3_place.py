@@ -30,9 +30,10 @@ from anyio.lowlevel import checkpoint
 from asyncsync import digest
 from asyncsync.errors import AsyncSyncError, TransferError
 from asyncsync.names import MANIFEST
-from asyncsync.storage.committed import place, writer
+from asyncsync.storage.committed import place, recalled, writer
 from asyncsync.storage.committed.record import TTL_S
 from asyncsync.storage.http import Http
+from asyncsync.storage.local import stage, unfinished
 from asyncsync.storage.s3 import connection
 from asyncsync.syncing import StorageSyncer
 from asyncsync.transfer import committed, engine, source
@@ -205,7 +206,7 @@ async def s3_place(
 
 def use_small_chunks(monkeypatch: pytest.MonkeyPatch, size_bytes: int = CHUNK) -> None:
     """Files of more than that travel in many chunks, as very large ones do."""
-    for module in (digest, place, writer, committed, engine, source):
+    for module in (digest, place, writer, recalled, committed, engine, source, stage, unfinished):
         monkeypatch.setattr(module, "CHUNK_BYTES", size_bytes)
 
 

@@ -12,7 +12,7 @@ from asyncsync.digest import CHUNK_BYTES, chunk_count, tree_digest
 from asyncsync.errors import AccessDeniedError, DeviceError, TransferError
 from asyncsync.events import Event, Moved, ignore
 from asyncsync.manifest import Manifest
-from asyncsync.storage import Block, Durability, NewFile
+from asyncsync.storage import Block, Durability, NewFile, Stored
 from asyncsync.storage.objects import Data
 from asyncsync.transfer import Bounds, Engine, Outcome, Tally
 from asyncsync.transfer.engine import batches
@@ -79,17 +79,30 @@ class World:
 
     # -- the writer
 
-    async def write(self, file: NewFile, offset: int, block: Block) -> None:
+    resumes = False
+
+    async def recall(
+        self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]
+    ) -> list[frozenset[int]]:
+        raise AssertionError("recalling is not the engine's affair")
+
+    async def write(self, file: NewFile, offset: int, block: Block) -> str:
         await _a_while()
         self.written[file.path] = self.written.get(file.path, 0) + len(block.data)
         self._land(file.path, offset)
+        return ""
 
-    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> list[str]:
         await _a_while()
         self.written |= {file.path: len(data) for file, data in files}
         first = next(names[0] for names in self.batches if files[0][0].path in names)
         self._land(first, 0)
         self._files.remove(first)
+        return [""] * len(files)
+
+    async def finish(self, file: NewFile) -> str:
+        assert self.written[file.path] == file.size_bytes
+        return ""
 
     async def discard(self, path: str) -> None:
         self.discarded.append(path)

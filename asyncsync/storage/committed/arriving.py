@@ -8,7 +8,17 @@ from ...errors import NotFoundError
 from ..objects import Data, ObjectStore, Part, Upload
 from ..trees import NewFile
 
-__all__ = ["Arriving"]
+__all__ = ["Arriving", "object_token", "part_token"]
+
+
+def object_token(tag: str) -> str:
+    """By what a whole object is known again."""
+    return f"\n{tag}"
+
+
+def part_token(upload: Upload, tag: str) -> str:
+    """By what a part of an upload is known again."""
+    return f"{upload.upload_id}\n{tag}"
 
 
 class Arriving:
@@ -18,6 +28,7 @@ class Arriving:
         sizes: of the pieces that have arrived, by their number.
         parts: the same as parts of `upload`.
         published: it is whole, and visible under its name.
+        tag: of the object then, if it is known.
         losses: how many uploads of it the store has dropped.
     """
 
@@ -27,12 +38,20 @@ class Arriving:
         self.parts: dict[int, Part] = {}
         self.upload: Upload | None = None
         self.published = False
+        self.tag = ""
         self.losses = 0
         self._turn = anyio.Lock()
 
     @property
     def whole(self) -> bool:
         return sum(self.sizes.values()) == self.new.size_bytes and bool(self.sizes)
+
+    def token(self, number: int) -> str:
+        """By what the piece is known again."""
+        if self.published and self.tag:
+            return object_token(self.tag)
+        part = self.parts.get(number)
+        return part_token(self.upload, part.tag) if self.upload and part else ""
 
     async def put_part(self, objects: ObjectStore, key: str, number: int, data: Data) -> None:
         """Put a part; into a new upload if the store has dropped the one that was begun.
@@ -69,4 +88,4 @@ class Arriving:
             self.upload = None
             self.sizes.clear()
             self.parts.clear()
-            self.published = False
+            self.published, self.tag = False, ""

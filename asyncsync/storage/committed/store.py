@@ -16,6 +16,7 @@ from ...errors import (
     NotFoundError,
     PermanentError,
     PreconditionError,
+    is_interruption,
 )
 from ...events import Observer, Reduced, ignore
 from ...manifest import Header, Manifest
@@ -137,14 +138,17 @@ class CommittedTrees:
     async def begin(self, tree: str, intent: Intent) -> AsyncIterator[TreeWriter]:
         place = self._place(tree)
         place.check(intent.files)
-        writer = await self._enter(place, intent)
+        writer, keep = await self._enter(place, intent), False
         try:
             async with beside(writer.lease.keep_alive):
                 await writer.announce(intent.files)
                 yield writer
+        except BaseException as exc:
+            keep = intent.keep and is_interruption(exc)
+            raise
         finally:
             if not writer.finished:
-                await quietly(writer.leave)
+                await quietly(lambda: writer.leave(keep=keep))
 
     async def delete(
         self, tree: str, *, expect: str | None = None, uncommitted: bool = False

@@ -16,7 +16,7 @@ and this is what readers meet in that window:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import anyio
 
@@ -35,9 +35,10 @@ from ...errors import (
 from ...manifest import Manifest
 from ...names import is_commit_file
 from ..objects import Condition, Data, ObjectInfo, Upload
-from ..trees import Block, Durability, Intent, NewFile
+from ..trees import Block, Durability, Intent, NewFile, Stored
 from .arriving import Arriving
 from .place import Found, Place, conflict
+from .recalled import Recalled
 from .record import Lease
 from .stale import gone, in_the_way
 
@@ -70,6 +71,7 @@ class CommittedWriter:
         self._old_paths = frozenset(old.manifest.files) if old else frozenset()
         self._leftover = lease.record.ours - self._old_paths
         self._claimed = set(self._leftover)
+        self._absent: set[str] = set()  # of what was left, when it was recalled
         self._foreign: set[str] = set()
         self._sent: set[str] = set()
         self._files: dict[str, Arriving] = {}
@@ -80,17 +82,42 @@ class CommittedWriter:
         self._uploading: set[str] = set()
         self._unlisted = self._announced = self._visible = self.finished = False
 
+    # -- going on where an interrupted attempt was
+
+    @property
+    def resumes(self) -> bool:
+        return self.lease.inherited is not None
+
+    async def recall(
+        self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]
+    ) -> list[frozenset[int]]:
+        left = await Recalled.look(self._place)
+        self._absent = set(self._leftover - left.objects.keys())
+        known = [(file, chunks) for file, chunks in files if self._is_known(file.path)]
+        states = {file.path: left.arriving(self._place, file, c) for file, c in known}
+        held = {path: frozenset(n - 1 for n in state.sizes) for path, state in states.items()}
+        self._files = {path: state for path, state in states.items() if state.sizes}
+        for path, state in self._files.items():
+            if state.upload is not None:
+                self._uploading.add(path)
+            if state.published and state.upload is not None:
+                self._doubtful[path] = state.upload
+        return [held.get(file.path, frozenset()) for file, _ in files]
+
     # -- writing
 
-    async def write(self, file: NewFile, offset: int, block: Block) -> None:
-        await self._write(file, offset, block.data)
+    async def write(self, file: NewFile, offset: int, block: Block) -> str:
+        return await self._write(file, offset, block.data)
 
-    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> list[str]:
+        tokens: dict[str, str] = {}
+
         async def store(item: tuple[NewFile, Data]) -> None:
-            await self._write(item[0], 0, item[1])
+            tokens[item[0].path] = await self._write(item[0], 0, item[1])
 
         await self._claim([file.path for file, _ in files])
         await each(files, store)
+        return [tokens[file.path] for file, _ in files]
 
     async def discard(self, path: str) -> None:
         file = self._files.pop(path, None)
@@ -101,7 +128,14 @@ class CommittedWriter:
         """Claim at once what is going to be written."""
         await self._claim([file.path for file in files])
 
-    async def _write(self, file: NewFile, offset: int, data: Data) -> None:
+    async def finish(self, file: NewFile) -> str:
+        state = self._files.get(file.path)
+        if state is None or not state.whole or self._old is not None:
+            return ""
+        await self._publish_file(state)
+        return state.token(len(state.sizes))
+
+    async def _write(self, file: NewFile, offset: int, data: Data) -> str:
         if not self._is_known(file.path):
             self._place.check([file])
             await self._claim([file.path])
@@ -116,11 +150,10 @@ class CommittedWriter:
             await state.put_part(self._place.objects, self._place.key(file.path), number, data)
         else:
             if self._old is None:
-                await self._put(file.path, data)
+                state.tag = await self._put(file.path, data)
                 state.published = True
             state.sizes[number] = len(data)
-        if self._old is None and state.whole:
-            await self._publish_file(state)
+        return state.token(number)
 
     async def _compare(self, file: NewFile, offset: int, data: Data) -> None:
         """A file that is not ours has the name: it may stay when it holds the very same bytes."""
@@ -172,18 +205,24 @@ class CommittedWriter:
 
     # -- publishing single files
 
-    async def _put(self, path: str, data: Data) -> None:
+    async def _put(self, path: str, data: Data) -> str:
+        """Store a file whole; its tag."""
         key = self._place.key(path)
 
         async def put(condition: Condition | None) -> ObjectInfo:
             return await self._place.objects.put(key, data, condition=condition)
 
         try:
-            await put(await self._condition(path))
+            return (await put(await self._condition(path))).tag
         except PreconditionError:
+            if path in self._absent:  # it has come since, perhaps late from the attempt before
+                self._absent.discard(path)
+                return await self._put(path, data)
             # Our own earlier success, whose answer got lost, holds the same bytes.
-            if (await self._place.objects.get(key, 0, len(data) + 1)).data != data:
+            there = await self._place.objects.get(key, 0, len(data) + 1)
+            if there.data != data:
                 raise await self._beaten(path) from None
+            return there.info.tag
 
     async def _beaten(self, path: str) -> AsyncSyncError:
         """Why a conditional write of ours was refused."""
@@ -201,7 +240,7 @@ class CommittedWriter:
         if state.published or path in self._foreign:
             return
         if state.upload is None:  # an empty file has no parts
-            await self._put(path, b"")
+            state.tag = await self._put(path, b"")
             state.published = True
         else:
             state.published = await self._complete(state, state.upload)
@@ -213,7 +252,8 @@ class CommittedWriter:
         if not self._place.objects.capabilities.multipart_conditions:
             condition = None
         try:
-            await self._place.objects.complete_upload(upload, parts, condition=condition)
+            info = await self._place.objects.complete_upload(upload, parts, condition=condition)
+            state.tag = info.tag
         except (PreconditionError, NotFoundError) as exc:
             there = await self._place.head(state.new.path)
             lost = isinstance(exc, NotFoundError)
@@ -235,7 +275,8 @@ class CommittedWriter:
         The object is looked at before the record, so that nobody who takes over in between is
         overwritten: what they write has another tag.
         """
-        may_be_there = path in self._old_paths or path in self._leftover or path in self._sent
+        left = path in self._leftover and path not in self._absent
+        may_be_there = path in self._old_paths or left or path in self._sent
         self._sent.add(path)
         if not may_be_there:
             return self._place.condition(absent=True)
@@ -414,22 +455,25 @@ class CommittedWriter:
 
     # -- leaving without a commit
 
-    async def leave(self) -> None:
+    async def leave(self, *, keep: bool = False) -> None:
         """Undo the attempt; or leave it to the next one.
 
         That is where it has begun to replace a commit, and where its manifest is on the way: it may
-        arrive later, and must find its files.
+        arrive later, and must find its files; and where the next one is to go on (`keep`).
 
         What is done here may stop anywhere: the record goes last, and whoever finds it goes on.
         """
-        await self._abort_unfinished()
+        keep = keep and bool(self._files or self._sent or self.resumes)
+        if not keep:
+            await self._abort_unfinished()
         await self.lease.check()
         manifest = self._publishing
         if manifest is not None and await self._place.header() == manifest.header:
             await self._tidy(manifest)
             return
-        await self._abort_uploads()
-        if self._announced or (manifest is not None and self._old is not None):
+        if not keep:
+            await self._abort_uploads()
+        if keep or self._announced or (manifest is not None and self._old is not None):
             await self.lease.update(released=True)
             return
         kept = await self._others(self._leftover - self._sent)

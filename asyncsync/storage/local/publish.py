@@ -34,8 +34,9 @@ from .fs import (
 from .locks import Lock
 from .manifests import is_commit, load, read_place
 from .place import Place
-from .stage import TREE, Stage
-from .trash import OLD, foreign_files, put_back, remove_version, sweep
+from .stage import Stage
+from .trash import OLD, TREE, foreign_files, put_back, remove_version, sweep
+from .unfinished import unfinished
 
 __all__ = ["Attempt", "conflict", "finish_next", "tidy_root"]
 
@@ -61,37 +62,48 @@ class Attempt:
     def _prepare(self) -> Callable[[Manifest], bool]:
         """Recover, check what is there, and open the stage; choose the way to publish."""
         place = self.place
+        beside = None
         if place.parent >= 0:
-            sweep(place.parent, place.name, place.where)
+            beside = self._unfinished(place.parent, place.name)
+            sweep(place.parent, place.name, place.where, spare=beside)
         self._root = place.open_root()
         if self._root < 0:
             self._expect(None)
-            self._stage(place.parent, place.name)
+            self._stage(place.parent, place.name, beside)
             return self._publish_new
         self._undo.callback(os.close, self._root)
-        self._take_root_lock()
+        within = self._take_root_lock()
         self.previous = load(self._root, place.where)
         self._expect(self.previous)
         if self.previous is None or self.intent.in_place or place.parent < 0:
-            self._stage(self._root, "")
+            if beside is not None:  # of another plan
+                sweep(place.parent, place.name, place.where)
+            self._stage(self._root, "", within)
             return self._publish_in_place
         self._refuse_foreign()
-        self._stage(place.parent, place.name)
+        self._stage(place.parent, place.name, beside)
         return self._publish_exchange
+
+    def _unfinished(self, parent: int, name: str) -> str | None:
+        return unfinished(parent, name) if self.intent.keep else None
 
     previous: Manifest | None = None
     _durability: Durability | None = None
 
-    def _stage(self, parent: int, name: str) -> None:
-        self.stage = Stage(parent, holder_name(name, "tmp", self.intent.attempt), self.place.where)
+    def _stage(self, parent: int, name: str, left: str | None) -> None:
+        holder = left or holder_name(name, "tmp", self.intent.attempt)
+        self.stage = Stage(parent, holder, self.place.where, resumes=left is not None)
         self._undo.callback(self.stage.close)
 
-    def _take_root_lock(self) -> None:
+    def _take_root_lock(self) -> str | None:
+        """Lock the tree and tidy it up; the stage in it that is to be gone on with stays."""
         lock = Lock.take(self._root, LOCK, self.place.where)
         self._undo.callback(lock.release)
         if not self.place.is_root(self._root):
             raise BusyError(f"{self.place.where} was just replaced; try again", side="target")
-        tidy_root(self._root, self.place.where)
+        spare = self._unfinished(self._root, "")
+        tidy_root(self._root, self.place.where, spare=spare)
+        return spare
 
     def _expect(self, found: Manifest | None) -> None:
         there = found.identity if found else None
@@ -316,14 +328,14 @@ def _only_gone(root: int, directory: str, gone: set[str]) -> bool:
 # ---------------------------------------------------------------- finishing an in-place commit
 
 
-def tidy_root(root: int, where: str) -> None:
-    """Finish the update that was published, and remove those that were abandoned.
+def tidy_root(root: int, where: str, *, spare: str | None = None) -> None:
+    """Finish the update that was published, and remove those that were abandoned, but `spare`.
 
     The caller holds the lock of the tree, as whoever writes in place does.
     """
     finish_next(root, where)
     for name in os.listdir(root):
-        if name.startswith(".asyncsync-tmp-") and is_ours(name):
+        if name.startswith(".asyncsync-tmp-") and is_ours(name) and name != spare:
             remove_tree(root, name)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 
+from ...digest import CHUNK_BYTES, chunk_count
 from ...errors import BusyError, IntegrityError, RefusedError, quote
 from ...manifest import FileEntry, Manifest
 from ...names import LOCK
 from ..objects import Data
-from ..trees import Block, NewFile
+from ..trees import Block, NewFile, Stored
 from .fs import (
     DIRECTORY,
     create_file,
@@ -26,10 +27,11 @@ from .fs import (
 )
 from .locks import Lock
 from .manifests import write_manifest
+from .trash import TREE
+from .unfinished import matching, open_again, walk
 
-__all__ = ["TREE", "Stage"]
+__all__ = ["Stage"]
 
-TREE = "tree"
 _COPY_BYTES = 16 * 1024 * 1024
 
 
@@ -52,13 +54,19 @@ class Stage:
         parent: the open directory that the holder is made in; stays the caller's.
         holder: its name.
         where: the target, for messages.
+        resumes: it is there, left by an interrupted attempt; `recall` comes before any writing.
+
+    Attributes:
+        stays: when it is closed without having been published, its files stay for the next one.
     """
 
-    def __init__(self, parent: int, holder: str, where: str) -> None:
+    def __init__(self, parent: int, holder: str, where: str, *, resumes: bool = False) -> None:
         self.parent, self.holder, self._where = parent, holder, where
+        self.resumes, self.stays = resumes, False
         with ExitStack() as undo:
-            os.mkdir(holder, 0o700, dir_fd=parent)
-            undo.callback(_discard, parent, holder)
+            if not resumes:
+                os.mkdir(holder, 0o700, dir_fd=parent)
+                undo.callback(_discard, parent, holder)
             try:
                 self.fd = os.open(holder, DIRECTORY, dir_fd=parent)
                 undo.callback(os.close, self.fd)
@@ -68,13 +76,50 @@ class Stage:
                     f"another sync is beginning to write {where}; try again", side="target"
                 ) from None
             undo.callback(self._lock.release)
-            os.mkdir(TREE, 0o777, dir_fd=self.fd)
+            if not resumes:
+                os.mkdir(TREE, 0o777, dir_fd=self.fd)
             self.tree = os.open(TREE, DIRECTORY, dir_fd=self.fd)
             undo.pop_all()
         self._guard = threading.Lock()
         self._made: set[str] = set()
         self._open: dict[str, _OpenFile] = {}
         self.written: set[str] = set()
+
+    # -- what an interrupted attempt has written
+
+    def recall(self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]) -> list[frozenset[int]]:
+        """Take over the chunks that have the digest expected of them; they are read for that."""
+        return [self._recall(file, chunks) for file, chunks in files]
+
+    def _recall(self, file: NewFile, chunks: Mapping[int, Stored]) -> frozenset[int]:
+        with ExitStack() as opened_file:
+            try:
+                fd = open_again(self.tree, file.path)
+                opened_file.callback(os.close, fd)
+                found = matching(fd, file, chunks)
+            except OSError:  # what cannot be read has to be written again
+                return frozenset()
+            if not found:
+                return found
+            opened_file.pop_all()
+        if len(found) == chunk_count(file.size_bytes):
+            self._complete(fd, file)
+        else:
+            held = sum(min(CHUNK_BYTES, file.size_bytes - n * CHUNK_BYTES) for n in found)
+            with self._guard:
+                self._open[file.path] = _OpenFile(fd, file.size_bytes - held)
+        return found
+
+    def forget_others(self) -> None:
+        """Remove what was not recalled."""
+        for path, is_directory in list(walk(self.tree)):
+            if is_directory:
+                self._made.add(path)
+            elif path not in self.written and path not in self._open:
+                with opened(self.tree, split(path)[0]) as held:
+                    os.unlink(split(path)[1], dir_fd=held)
+
+    # -- writing
 
     def write(self, file: NewFile, offset: int, block: Block) -> None:
         """Store a part; the last one to arrive completes the file and makes it durable."""
@@ -209,16 +254,17 @@ class Stage:
             return fsync_directory(fd)
 
     def close(self) -> None:
-        """Close everything and remove what this attempt made and did not publish.
+        """Close everything and remove what this attempt made and did not publish, unless it `stays`.
 
         A version that it moved into the holder is not its own to remove.
         """
+        stays = self.stays and bool(self.resumes or self.written or self._open)
         with self._guard:
             for open_file in self._open.values():
-                with suppress(OSError):  # nobody will read it
+                with suppress(OSError):  # nobody reads it without comparing digests
                     os.close(open_file.fd)
             self._open.clear()
-        if is_at(self.tree, self.fd, TREE):
+        if not stays and is_at(self.tree, self.fd, TREE):
             _discard(self.fd, TREE)
         os.close(self.tree)
         self._lock.release()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, NoReturn, TypeVar
 
 import anyio
 
-from ...concurrency import Threads
+from ...concurrency import Threads, each
 from ...errors import (
     BusyError,
     ConfigError,
@@ -18,6 +18,7 @@ from ...errors import (
     NotCommittedError,
     NotFoundError,
     Side,
+    is_interruption,
     os_errors,
     quote,
     quote_some,
@@ -33,6 +34,7 @@ from ..trees import (
     Intent,
     NewFile,
     Sighting,
+    Stored,
     TreeCapabilities,
     TreeReader,
     TreeWriter,
@@ -58,6 +60,7 @@ __all__ = ["LocalTrees"]
 
 T = TypeVar("T")
 _MAX_MARKER_BYTES = 4096
+_AT_ONCE = 16  # files to recall in one hop to a thread
 
 
 class LocalTrees:
@@ -113,6 +116,10 @@ class LocalTrees:
             yield _Writer(
                 attempts[0], lambda function, *args: self._run("target", tree, function, *args)
             )
+        except BaseException as exc:
+            for attempt in attempts:
+                attempt.stage.stays = intent.keep and is_interruption(exc)
+            raise
         finally:
             with anyio.CancelScope(shield=True):
                 for attempt in attempts:
@@ -179,11 +186,34 @@ class _Writer:
     def __init__(self, attempt: Attempt, run: Callable[..., Awaitable[Any]]) -> None:
         self._attempt, self._run = attempt, run
 
-    async def write(self, file: NewFile, offset: int, block: Block) -> None:
-        await self._run(self._attempt.write, file, offset, block)
+    @property
+    def resumes(self) -> bool:
+        return self._attempt.stage.resumes
 
-    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
+    async def recall(
+        self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]
+    ) -> list[frozenset[int]]:
+        found: dict[int, list[frozenset[int]]] = {}
+
+        async def recall(start: int) -> None:
+            some = files[start : start + _AT_ONCE]
+            found[start] = await self._run(self._attempt.stage.recall, some)
+
+        await each(range(0, len(files), _AT_ONCE), recall)
+        await self._run(self._attempt.stage.forget_others)
+        return [one for start in sorted(found) for one in found[start]]
+
+    async def write(self, file: NewFile, offset: int, block: Block) -> str:
+        await self._run(self._attempt.write, file, offset, block)
+        return ""  # the bytes tell, by their digest
+
+    async def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> list[str]:
         await self._run(self._attempt.write_many, files)
+        return [""] * len(files)
+
+    async def finish(self, file: NewFile) -> str:
+        del file  # its last part has done that
+        return ""
 
     async def discard(self, path: str) -> None:
         await self._run(self._attempt.discard, path)

@@ -20,10 +20,10 @@ from .fs import (
 )
 from .locks import Lock
 from .manifests import is_commit, load
-from .stage import TREE
 
 __all__ = [
     "OLD",
+    "TREE",
     "bury",
     "foreign_files",
     "holders",
@@ -33,6 +33,8 @@ __all__ = [
     "sweep",
 ]
 
+TREE = "tree"
+"""In a holder: the files of an attempt, or of the version that was taken out of sight."""
 OLD = "old"
 """In a holder: the version that a replace moved aside where names cannot be exchanged."""
 _SUPERSEDED = "superseded"
@@ -170,8 +172,8 @@ def put_back(parent: int, held: int, version: str, name: str) -> None:
         fsync_directory(parent)
 
 
-def sweep(parent: int, name: str, where: str) -> None:
-    """Finish or remove what attempts on tree `name` left beside it when they died.
+def sweep(parent: int, name: str, where: str, *, spare: str | None = None) -> None:
+    """Finish or remove what attempts on tree `name` left beside it when they died, but `spare`.
 
     Attempts that are alive keep theirs. A replace that died between its two renames is finished.
     """
@@ -180,6 +182,8 @@ def sweep(parent: int, name: str, where: str) -> None:
         # The rename that made a version superfluous must not get lost after its files are gone.
         fsync_directory(parent)
     for entry, kind in found:
+        if entry == spare:
+            continue
         try:
             held = os.open(entry, DIRECTORY, dir_fd=parent)
         except FileNotFoundError:  # its attempt has just ended
