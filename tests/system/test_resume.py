@@ -11,9 +11,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from asyncsync.errors import AsyncSyncError
 from asyncsync.events import Event, Moved, Observer
-from asyncsync.names import MANIFEST
 from asyncsync.syncing import Receipt, StorageSyncer
 
 from . import gcs_place, s3_place

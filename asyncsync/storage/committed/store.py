@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 
 from ...clock import Clock
 from ...concurrency import beside, quietly
 from ...errors import (
-    AsyncSyncError,
     BusyError,
     ConflictError,
-    IntegrityError,
-    NotCommittedError,
     NotFoundError,
     PermanentError,
     PreconditionError,
@@ -21,12 +18,9 @@ from ...errors import (
 from ...events import Observer, Reduced, ignore
 from ...manifest import Header, Manifest
 from ...names import (
-    ATTEMPT,
     MANIFEST,
     ROOT_MARKER,
     holder_name,
-    is_commit_file,
-    is_ours,
     new_attempt,
 )
 from ..objects import ObjectStore
@@ -41,6 +35,8 @@ from ..trees import (
     TreeReader,
     TreeWriter,
 )
+from .deleting import delete, remove
+from .looking import absent, visible
 from .place import Found, Place, conflict, of_tree
 from .reader import CommittedReader
 from .record import Lease, Record, Sightings, let_go, read_record
@@ -90,14 +86,14 @@ class CommittedTrees:
         place = self._place(tree)
         found = await place.manifest()
         if found is None:
-            raise await _absent(place)
+            raise await absent(place)
         return found.manifest
 
     async def read_header(self, tree: str) -> Header:
         place = self._place(tree)
         header = await place.header()
         if header is None:
-            raise await _absent(place)
+            raise await absent(place)
         return header
 
     async def find(self, tree: str) -> AsyncIterator[Sighting]:
@@ -123,7 +119,7 @@ class CommittedTrees:
 
     async def list_files(self, tree: str) -> list[NewFile]:
         place = self._place(tree)
-        async with aclosing(_visible(place)) as found:
+        async with aclosing(visible(place)) as found:
             files = [file async for file in found]
         if not files:
             raise NotFoundError(f"no files at {place.where}")
@@ -155,12 +151,12 @@ class CommittedTrees:
     ) -> Deleted:
         place = self._place(tree)
         if not uncommitted and await place.header() is None and await read_record(place) is None:
-            raise await _absent(place)
+            raise await absent(place)
         record = Record(kind="delete", attempt=new_attempt())
         async with _announced(place, record.attempt):
             lease = await self._take(place, record)
             async with beside(lease.keep_alive):  # who takes over would be deleted from, too
-                return await _delete(place, lease, expect, uncommitted=uncommitted)
+                return await delete(place, lease, expect, uncommitted=uncommitted)
 
     async def confirm(self, tree: str) -> Durability:
         header = await self.read_header(tree)
@@ -295,7 +291,7 @@ async def _recover(place: Place, lease: Lease, old: Found | None) -> None:
         return
     if left.kind == "delete":
         if old is None:
-            await _remove(place, left.ours)
+            await remove(place, left.ours)
         lease.inherited = None
         await lease.update(paths=(), listed=(), overwritten=())
     elif old is not None and old.manifest.header.attempt == left.attempt:
@@ -312,141 +308,3 @@ def _check_expected(place: Place, lease: Lease, old: Found | None, expect: str |
     was_replacing = old is None and left is not None and left.replaces == expect
     if there != expect and not was_replacing:
         raise conflict(place, old)
-
-
-# ---------------------------------------------------------------- looking
-
-
-async def _visible(place: Place) -> AsyncGenerator[NewFile, None]:
-    """Every file that is there, but for those of an attempt that is not committed.
-
-    An empty object whose name ends in a slash is no file: consoles make such ones for folders.
-    """
-    held = await read_record(place)
-    hidden = held.record.ours if held is not None else frozenset()
-    if hidden:
-        found = await place.manifest()
-        hidden -= found.manifest.files.keys() if found is not None else frozenset()
-    async with aclosing(place.scan()) as objects:
-        async for path, info in objects:
-            marker = info.key.endswith("/") and not info.size_bytes
-            if of_tree(path) and path not in hidden and not marker:
-                mtime_ns = int(info.modified_at * 1e9)
-                yield NewFile(path, info.size_bytes, mtime_ns=mtime_ns)
-
-
-async def _absent(place: Place) -> AsyncSyncError:
-    """The error for a tree without a manifest."""
-    async with aclosing(_visible(place)) as found:
-        async for file in found:
-            del file
-            return NotCommittedError(
-                f"{place.where} is not a commit: there are files, but no manifest"
-            )
-    return NotFoundError(f"nothing at {place.where}, or it is being replaced; check the spelling")
-
-
-# ---------------------------------------------------------------- deleting
-
-
-async def _delete(place: Place, lease: Lease, expect: str | None, *, uncommitted: bool) -> Deleted:
-    old = await _readable(place, uncommitted=uncommitted)
-    swept = await _sweep(place, lease, old)
-    if expect is not None and (old is None or old.manifest.identity != expect):
-        raise conflict(place, old)
-    if old is None and not uncommitted:
-        if not swept:
-            raise await _absent(place)
-        return await _finished(place, lease, swept)
-    paths = await _everything(place) if old is None else await _listed(place, old.manifest)
-    if not paths and not swept and old is None:
-        raise await _absent(place)
-    await lease.update(replaces=old.manifest.identity if old else None, listed=paths)
-    if old is not None:
-        await _delete_manifest(place, old)
-    await _remove(place, paths)
-    await place.abort_uploads(paths.__contains__)
-    return await _finished(place, lease, swept | paths)
-
-
-async def _readable(place: Place, *, uncommitted: bool) -> Found | None:
-    """The commit; None for one whose manifest is damaged, when its files are to go all the same."""
-    try:
-        return await place.manifest()
-    except IntegrityError:
-        if not uncommitted:
-            raise
-        return None
-
-
-async def _sweep(place: Place, lease: Lease, old: Found | None) -> frozenset[str]:
-    """Delete what an abandoned attempt left; its paths."""
-    left = lease.inherited
-    if left is None or (left.kind == "delete" and old is not None):
-        return frozenset()
-    ours = left.ours - (old.manifest.files.keys() if old else frozenset())
-    await place.abort_uploads(left.ours.__contains__)
-    await _remove(place, ours)
-    await lease.update(paths=(), listed=())
-    return ours
-
-
-async def _delete_manifest(place: Place, old: Found) -> None:
-    tag = old.tag if place.conditional else None
-    try:
-        await place.objects.delete(place.manifest_key, tag=tag)
-    except PreconditionError:
-        raise conflict(place, await place.manifest()) from None
-
-
-async def _remove(place: Place, paths: Iterable[str]) -> None:
-    """Delete objects: what says that a tree is complete before the tree, ours and frameworks'."""
-    paths = frozenset(paths)
-    marks = {path for path in paths if path.rpartition("/")[2] in (MANIFEST, ATTEMPT)}
-    commit_files = {path for path in paths - marks if is_commit_file(path)}
-    await place.delete(marks)
-    await place.delete(commit_files)
-    await place.delete(paths - marks - commit_files)
-
-
-async def _finished(place: Place, lease: Lease, removed: frozenset[str]) -> Deleted:
-    # A console's marker of the tree's own folder has no path: its key says what is meant.
-    kept = [path or place.prefix async for path, _ in place.scan() if of_tree(path)]
-    await lease.drop()
-    return Deleted(sum(map(of_tree, removed)), tuple(kept))
-
-
-async def _listed(place: Place, manifest: Manifest) -> frozenset[str]:
-    """What a commit consists of, with the commits inside it. IntegrityError if one is damaged.
-
-    What a probe left that was killed goes with it.
-    """
-    inside = [path async for path, _ in place.scan() if "/" in path]
-    paths = {*manifest.files, *filter(_is_of_probe, inside)}
-    for path in [path for path in inside if path.rpartition("/")[2] == MANIFEST]:
-        below = path.removesuffix(MANIFEST)
-        nested = Place(place.objects, place.key(below).rstrip("/"), conditional=place.conditional)
-        found = await nested.manifest()
-        if found is not None:
-            paths |= {path, *(below + name for name in found.manifest.files)}
-    return frozenset(paths)
-
-
-def _is_of_probe(path: str) -> bool:
-    holder, _, name = path.rpartition("/")
-    return name == ATTEMPT and is_ours(holder.rpartition("/")[2])
-
-
-def _is_mark(path: str) -> bool:
-    return path.rpartition("/")[2] in (MANIFEST, ATTEMPT)
-
-
-async def _everything(place: Place) -> frozenset[str]:
-    """Every file that is there, and the marks of commits and attempts inside."""
-    return frozenset(
-        [
-            path
-            async for path, _ in place.scan()
-            if of_tree(path) or path == MANIFEST or ("/" in path and _is_mark(path))
-        ]
-    )

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import anyio
-
 from ...concurrency import each
 from ...digest import CHUNK_BYTES
 from ...errors import (
@@ -37,6 +35,7 @@ from ...names import is_commit_file
 from ..objects import Condition, Data, ObjectInfo, Upload
 from ..trees import Block, Durability, Intent, NewFile, Stored
 from .arriving import Arriving
+from .claims import Claims
 from .place import Found, Place, conflict
 from .recalled import Recalled
 from .record import Lease
@@ -67,16 +66,13 @@ class CommittedWriter:
         durability: Durability,
     ) -> None:
         self._place, self.lease, self._intent = place, lease, intent
-        self._old, self._fresh, self._durability = old, fresh, durability
+        self._old, self._durability = old, durability
         self._old_paths = frozenset(old.manifest.files) if old else frozenset()
-        self._leftover = lease.record.ours - self._old_paths
-        self._claimed = set(self._leftover)
+        self._claims = Claims(place, lease, old=self._old_paths, fresh=fresh)
+        self._leftover = self._claims.leftover
         self._absent: set[str] = set()  # of what was left, when it was recalled
-        self._foreign: set[str] = set()
         self._sent: set[str] = set()
         self._files: dict[str, Arriving] = {}
-        self._wanted: set[str] = set()
-        self._claiming = anyio.Lock()
         self._doubtful: dict[str, Upload | None] = {}  # with the upload that is not to be found
         self._publishing: Manifest | None = None
         self._uploading: set[str] = set()
@@ -93,7 +89,7 @@ class CommittedWriter:
     ) -> list[frozenset[int]]:
         left = await Recalled.look(self._place)
         self._absent = set(self._leftover - left.objects.keys())
-        known = [(file, chunks) for file, chunks in files if self._is_known(file.path)]
+        known = [(file, chunks) for file, chunks in files if self._claims.knows(file.path)]
         states = {file.path: left.arriving(self._place, file, c) for file, c in known}
         held = {path: frozenset(n - 1 for n in state.sizes) for path, state in states.items()}
         self._files = {path: state for path, state in states.items() if state.sizes}
@@ -115,7 +111,7 @@ class CommittedWriter:
         async def store(item: tuple[NewFile, Data]) -> None:
             tokens[item[0].path] = await self._write(item[0], 0, item[1])
 
-        await self._claim([file.path for file, _ in files])
+        await self._claims.add([file.path for file, _ in files])
         await each(files, store)
         return [tokens[file.path] for file, _ in files]
 
@@ -126,7 +122,7 @@ class CommittedWriter:
 
     async def announce(self, files: Iterable[NewFile]) -> None:
         """Claim at once what is going to be written."""
-        await self._claim([file.path for file in files])
+        await self._claims.add([file.path for file in files])
 
     async def finish(self, file: NewFile) -> str:
         state = self._files.get(file.path)
@@ -136,13 +132,13 @@ class CommittedWriter:
         return state.token(len(state.sizes))
 
     async def _write(self, file: NewFile, offset: int, data: Data) -> str:
-        if not self._is_known(file.path):
+        if not self._claims.knows(file.path):
             self._place.check([file])
-            await self._claim([file.path])
+            await self._claims.add([file.path])
         state = self._files.setdefault(file.path, Arriving(file))
         number = offset // CHUNK_BYTES + 1
         in_parts = file.size_bytes > (CHUNK_BYTES if self._old is None else 0)
-        if file.path in self._foreign:
+        if file.path in self._claims.foreign:
             await self._compare(file, offset, data)
             state.sizes[number] = len(data)
         elif in_parts:
@@ -172,37 +168,6 @@ class CommittedWriter:
             paths=[path],
         )
 
-    # -- claiming: a name is recorded as ours before the first byte goes there
-
-    async def _claim(self, paths: Iterable[str]) -> None:
-        new = [path for path in paths if not self._is_known(path)]
-        if not new:
-            return
-        self._wanted.update(new)
-        async with self._claiming:  # whoever gets here first claims for all who wait
-            wanted = {p for p in self._wanted.union(new) if not self._is_known(p)}
-            self._wanted.clear()
-            if wanted:
-                await self._claim_all(wanted)
-
-    def _is_known(self, path: str) -> bool:
-        return path in self._old_paths or path in self._claimed or path in self._foreign
-
-    async def _claim_all(self, wanted: set[str]) -> None:
-        foreign: set[str] = set()
-
-        async def look(path: str) -> None:
-            if await self._place.head(path) is not None:
-                foreign.add(path)
-
-        if not self._fresh:
-            await each(wanted, look)
-        ours = wanted - foreign
-        if ours:
-            await self.lease.update(paths=self.lease.record.paths | ours)
-        self._claimed |= ours
-        self._foreign |= foreign
-
     # -- publishing single files
 
     async def _put(self, path: str, data: Data) -> str:
@@ -228,16 +193,13 @@ class CommittedWriter:
         """Why a conditional write of ours was refused."""
         await self.lease.check()
         self._sent.discard(path)
-        self._claimed.discard(path)
-        self._foreign.add(path)
-        record = self.lease.record
-        await self.lease.update(paths=record.paths - {path}, listed=record.listed - {path})
+        await self._claims.give_up(path)
         return self._clash(path)
 
     async def _publish_file(self, state: Arriving) -> None:
         """Make a file that has arrived whole visible under its name. Again: no effect."""
         path = state.new.path
-        if state.published or path in self._foreign:
+        if state.published or path in self._claims.foreign:
             return
         if state.upload is None:  # an empty file has no parts
             state.tag = await self._put(path, b"")
@@ -284,7 +246,7 @@ class CommittedWriter:
         await self.lease.check()
         if there is None:
             return self._place.condition(absent=True)
-        if self._place.marks and not there.marked and not self._is_certain(path):
+        if self._place.marks and not there.marked and not self._claims.is_certain(path):
             raise await self._beaten(path)
         return self._place.condition(tag=there.tag)
 
@@ -348,7 +310,7 @@ class CommittedWriter:
         if self._visible:
             return
         stale = self._sent | self._leftover
-        stale -= await self._others(stale - manifest.files.keys())
+        stale -= await self._claims.others(stale - manifest.files.keys())
         if self._old is not None and not self._intent.in_place:
             await self._delete_manifest(self._old)
             stale |= self._old_paths
@@ -442,16 +404,8 @@ class CommittedWriter:
         uploads = [state.upload for state in files if state.upload is not None]
         await each(uploads, self._place.objects.abort_upload)
 
-    async def _others(self, paths: Iterable[str]) -> frozenset[str]:
-        """Those of the claimed `paths` at which somebody else wrote."""
-        return await self._place.unmarked(p for p in paths if not self._is_certain(p))
-
-    def _is_certain(self, path: str) -> bool:
-        """Whether a manifest listed it: then it is ours, whoever wrote there last."""
-        return path in self._old_paths or path in self.lease.record.listed
-
     def _is_ours(self, path: str) -> bool:
-        return path in self._uploading or path in self._old_paths or path in self._claimed
+        return path in self._uploading or self._claims.is_ours(path)
 
     # -- leaving without a commit
 
@@ -476,7 +430,7 @@ class CommittedWriter:
         if keep or self._announced or (manifest is not None and self._old is not None):
             await self.lease.update(released=True)
             return
-        kept = await self._others(self._leftover - self._sent)
+        kept = await self._claims.others(self._leftover - self._sent)
         await self._place.delete((self._sent | self._leftover) - kept - await self._listed())
         if self.lease.record.overwritten:
             await self.lease.update(paths=(), released=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 
 from ...errors import FormatError, IntegrityError, NotCommittedError, NotFoundError, quote
 from ...manifest import MAX_MANIFEST_BYTES, Header, Manifest, decode, encode, read_header
-from ...names import MANIFEST, NEXT, is_ours
+from ...names import MANIFEST, NEXT, is_ours, sort_key
 from ...units import MIB
-from .fs import create_file, opened
+from ..trees import Sighting
+from .fs import DIRECTORY, create_file, opened
 
 __all__ = [
     "current",
@@ -20,6 +21,7 @@ __all__ = [
     "load",
     "read_place",
     "tag_of",
+    "trees",
     "write_manifest",
 ]
 
@@ -138,3 +140,17 @@ def _absent(root: int, where: str) -> NotFoundError:
             "allow_unverified reads them as they are"
         )
     return NotFoundError(f"no commit at {where}: it is an empty directory")
+
+
+def trees(root: int, tree: str) -> Generator[Sighting, None, None]:
+    """The trees at and below an open directory, which is closed in the end."""
+    try:
+        if tag := tag_of(root):
+            yield Sighting(tree, tag)
+        for entry in sorted(os.scandir(root), key=lambda e: sort_key(e.name)):
+            if entry.is_dir(follow_symlinks=False) and not is_ours(entry.name):
+                with suppress(PermissionError, FileNotFoundError):
+                    below = os.open(entry.name, DIRECTORY, dir_fd=root)
+                    yield from trees(below, f"{tree}/{entry.name}".lstrip("/"))
+    finally:
+        os.close(root)

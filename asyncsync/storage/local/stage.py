@@ -254,7 +254,7 @@ class Stage:
             return fsync_directory(fd)
 
     def close(self) -> None:
-        """Close everything and remove what this attempt made and did not publish, unless it `stays`.
+        """Close everything; what this attempt made and did not publish goes, unless it `stays`.
 
         A version that it moved into the holder is not its own to remove.
         """

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
 from ...concurrency import Threads, each
 from ...errors import (
     BusyError,
-    ConfigError,
-    IntegrityError,
-    NotCommittedError,
     NotFoundError,
     Side,
     is_interruption,
     os_errors,
     quote,
-    quote_some,
 )
 from ...manifest import Header, Manifest
-from ...names import LOCK, NEXT, ROOT_MARKER, holder_name, is_ours, new_attempt, sort_key
+from ...names import LOCK, NEXT, ROOT_MARKER, is_ours
 from ..objects import Data
 from ..trees import (
     Block,
@@ -39,22 +35,23 @@ from ..trees import (
     TreeReader,
     TreeWriter,
 )
+from .deleting import delete
+from .finish import tidy_root
 from .fs import (
     DIRECTORY,
     create_file,
     fsync_directory,
     opened,
     read_at,
-    remove_if_empty,
     write_at,
 )
 from .locks import Lock
-from .manifests import current, current_header, load, tag_of
+from .manifests import current, current_header, tag_of, trees
 from .place import Place, real_path
 from .probe import probe
-from .publish import Attempt, conflict, finish_next, tidy_root
+from .publish import Attempt
 from .reader import list_files, read_block, read_whole
-from .trash import OLD, bury, foreign_files, holders, remove_owned, sweep
+from .trash import OLD, holders, sweep
 
 __all__ = ["LocalTrees"]
 
@@ -128,7 +125,7 @@ class LocalTrees:
     async def delete(
         self, tree: str, *, expect: str | None = None, uncommitted: bool = False
     ) -> Deleted:
-        return await self._run("target", tree, _delete, self._root, tree, expect, uncommitted)
+        return await self._run("target", tree, delete, self._root, tree, expect, uncommitted)
 
     async def confirm(self, tree: str) -> Durability:
         return await self._run("target", tree, _confirm, self._root, tree)
@@ -336,121 +333,11 @@ def _existing(base: str, tree: str) -> str:
 
 
 def _find(base: str, tree: str) -> list[Sighting]:
-    with closing(_trees(_open_root(base, tree), tree)) as found:
+    with closing(trees(_open_root(base, tree), tree)) as found:
         return list(found)
-
-
-def _trees(root: int, tree: str) -> Generator[Sighting, None, None]:
-    """The trees at and below an open directory, which is closed in the end."""
-    try:
-        if tag := tag_of(root):
-            yield Sighting(tree, tag)
-        for entry in sorted(os.scandir(root), key=lambda e: sort_key(e.name)):
-            if entry.is_dir(follow_symlinks=False) and not is_ours(entry.name):
-                with suppress(PermissionError, FileNotFoundError):
-                    below = os.open(entry.name, DIRECTORY, dir_fd=root)
-                    yield from _trees(below, f"{tree}/{entry.name}".lstrip("/"))
-    finally:
-        os.close(root)
 
 
 def _glance(root: int) -> Glance:
     with os.scandir(root) as entries:
         names = {e.name for e in entries if e.is_dir(follow_symlinks=False) and not is_ours(e.name)}
     return Glance(tag_of(root), frozenset(names))
-
-
-def _delete(root: str, tree: str, expect: str | None, uncommitted: bool) -> Deleted:
-    path = real_path(root, tree)
-    if not os.path.lexists(os.path.dirname(path)):
-        raise NotFoundError(f"nothing at {quote(path)}; check the spelling")
-    with closing(Place(root, tree)) as place:
-        if place.parent < 0:
-            _refuse_delete(place)
-        sweep(place.parent, place.name, place.where)
-        fd = place.open_root()
-        if fd < 0:
-            raise NotFoundError(f"nothing at {place.where}; check the spelling")
-        try:
-            return _bury(place, fd, expect, uncommitted)
-        finally:
-            os.close(fd)
-
-
-def _refuse_delete(place: Place) -> NoReturn:
-    if not place.name or os.path.ismount(place.path):
-        raise ConfigError(f"{place.where} is a mount point; delete what is in it instead")
-    read_only = os.statvfs(place.path).f_flag & os.ST_RDONLY
-    code = errno.EROFS if read_only else errno.EACCES
-    raise OSError(code, os.strerror(code), place.path)
-
-
-def _bury(place: Place, root: int, expect: str | None, uncommitted: bool) -> Deleted:
-    lock = _lock_to_delete(place, root)
-    try:
-        finish_next(root, place.where)
-        found, everything = _what_to_delete(place, root, uncommitted)
-        _check_delete(place, root, found, expect, uncommitted)
-        return Deleted(*_remove(place, root, everything=everything))
-    finally:
-        if lock is not None:
-            lock.release()
-
-
-def _lock_to_delete(place: Place, root: int) -> Lock | None:
-    """The tree's lock; None where there is no inode left for one, so that nobody can have it."""
-    try:
-        return Lock.take(root, LOCK, place.where)
-    except OSError as exc:
-        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return None
-
-
-def _what_to_delete(place: Place, root: int, uncommitted: bool) -> tuple[Manifest | None, bool]:
-    """The commit, and whether all files go: without a usable manifest, if the user says so.
-
-    Raises:
-        IntegrityError: the manifest, or one further down, is damaged; nothing was deleted.
-    """
-    try:
-        found = load(root, place.where)
-        for _ in foreign_files(root, place.where):
-            pass  # a damaged manifest further down is met here, before anything is gone
-    except IntegrityError:
-        if not uncommitted:
-            raise
-        return None, True
-    return found, found is None
-
-
-def _remove(place: Place, root: int, *, everything: bool) -> tuple[int, tuple[str, ...]]:
-    trash = holder_name(place.name, "trash", new_attempt())
-    try:
-        os.mkdir(trash, 0o700, dir_fd=place.parent)
-    except OSError as exc:
-        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        # No room for a holder: delete where it is, the manifest last, so that a delete that is
-        # interrupted can be repeated. Readers meanwhile hear of missing files.
-        removed, kept = remove_owned(root, place.where, everything=everything)
-        remove_if_empty(place.parent, place.name)
-        return removed, tuple(kept)
-    place.flush()  # what is not ours must not end up in a directory that a power cut takes away
-    removed, kept = bury(place.parent, place.name, trash, place.where, everything=everything)
-    return removed, tuple(kept)
-
-
-def _check_delete(
-    place: Place, root: int, found: Manifest | None, expect: str | None, uncommitted: bool
-) -> None:
-    if found is None and not uncommitted:
-        below = [one.tree for one in _trees(os.dup(root), "") if one.tree]
-        hint = (
-            f"; the commits in it are {quote_some(below)}: name one of them"
-            if below
-            else "; to delete the files all the same, say so (uncommitted)"
-        )
-        raise NotCommittedError(f"{place.where} is not a commit{hint}")
-    if expect is not None and (found is None or found.identity != expect):
-        raise conflict(place.where, found.identity if found else None)
