@@ -228,8 +228,12 @@ def is_interruption(error: BaseException) -> bool:
     """Whether what `error` ended can go on later where it was: its plan has not been dropped."""
     if isinstance(error, TransferError):
         return all(map(is_interruption, error.failures))
+    if isinstance(error, BusyError):  # what is there belongs to somebody else by now
+        return False
+    if isinstance(error, AccessDeniedError):
+        return error.side is None  # a store's answer: credentials end in the middle of the work
     if isinstance(error, Exception):
-        return isinstance(error, TransientError | AccessDeniedError | DeadlineError)
+        return isinstance(error, TransientError | DeadlineError)
     return True  # cancelled, or the program ends
 
 

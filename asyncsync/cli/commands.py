@@ -102,9 +102,10 @@ async def restore(
 
 
 def _synced(verb: str, receipt: Receipt) -> Outcome:
+    resumed = f"{format_bytes(receipt.resumed_bytes)} before, " if receipt.resumed_bytes else ""
     text = (
         f"{quote(receipt.location)}: {verb} {_amount(receipt.files, receipt.size_bytes)} in "
-        f"{format_seconds(receipt.seconds)}: {format_bytes(receipt.sent_bytes)} sent, "
+        f"{format_seconds(receipt.seconds)}: {format_bytes(receipt.sent_bytes)} sent, {resumed}"
         f"{format_bytes(receipt.skipped_bytes)} unchanged, {receipt.deleted_files} deleted; "
         f"identity {receipt.identity[:12]}, durability {receipt.durability}"
     )

@@ -20,7 +20,6 @@ import msgspec
 
 from ..concurrency import Threads
 from ..digest import digest
-from ..errors import is_interruption
 from ..storage import Stored, TreeWriter
 from .engine import Arrived
 from .records import cache_directory, prune
@@ -42,7 +41,7 @@ class _Head(NamedTuple):
 
     version: int
     source: bytes
-    target: str
+    target: bytes
     expect: str | None
 
 
@@ -62,8 +61,8 @@ class Journal:
     """
 
     def __init__(self, source: str, target: str, expect: str | None, threads: Threads) -> None:
-        head = _Head(_VERSION, os.fsencode(source), target, expect)
-        name = digest(head.source + b"\0" + os.fsencode(target))
+        head = _Head(_VERSION, os.fsencode(source), os.fsencode(target), expect)
+        name = digest(head.source + b"\0" + head.target)
         self._path = os.path.join(cache_directory(), name + ".journal")
         self._head, self._threads = head, threads
         self._noted: dict[str, _Noted] = {}
@@ -75,7 +74,7 @@ class Journal:
     async def open(
         cls, source: str, target: str, expect: str | None, threads: Threads
     ) -> AsyncIterator[Journal]:
-        """Hold the journal; it stays if the block is interrupted, else it has done its duty.
+        """Hold the journal; it stays if the block fails, else it has done its duty.
 
         Args:
             expect: identity of the commit that is replaced: above another one, all begins anew.
@@ -84,8 +83,8 @@ class Journal:
         try:
             await threads.run(journal._open)
             yield journal
-        except BaseException as exc:
-            keep = is_interruption(exc)
+        except BaseException:
+            keep = True
             raise
         finally:
             with anyio.CancelScope(shield=True):

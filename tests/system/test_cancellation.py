@@ -244,7 +244,9 @@ async def test_cancelled_at_any_hop_it_leaves_a_whole_tree_or_none(
             cancel_at(None)
             left.append(await _seen(_target(place)))
             assert cancelled or left[-1] == case.after
-            assert twice or await to_thread.run_sync(temporary, place) == []
+            for name_left in await to_thread.run_sync(temporary, place):
+                # What the next run goes on with; a delete has nothing of the kind.
+                assert twice or (case.after and ".asyncsync-tmp-" in name_left)
 
             await _finish(case, syncer, place)
             assert await _seen(_target(place)) == case.after

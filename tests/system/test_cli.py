@@ -23,6 +23,7 @@ from asyncsync.cli.app import main
 from asyncsync.cli.runner import World
 
 from ..servers import Server
+from .trees import temporary
 
 COMMAND = [sys.executable, "-m", "asyncsync"]
 MIB = 1024 * 1024
@@ -460,7 +461,13 @@ def test_a_signal_stops_cleanly_and_says_what_is_not_durable(
     assert process.returncode == code
     assert f"asyncsync: error: {target}: not committed" in err
     assert (error["class"], summary["exit_code"]) == ("Stopped", code)
-    assert list(tmp_path.glob("store/**/*")) == []
+    assert not target.exists()
+
+    again = run("up", source, target, "--json").lines[-1]
+
+    assert again["resumed_bytes"] > 0
+    assert again["resumed_bytes"] + again["sent_bytes"] == sum(map(len, tree(source).values()))
+    assert temporary(tmp_path) == []
 
 
 STUCK = """

@@ -213,7 +213,7 @@ def _comes(place: S3Place | GcsPlace, when: str | Request) -> None:
         place.fault(when[1], when[2], before=lambda _: _put(place, "a", COPIED))
 
 
-@pytest.mark.parametrize("when", [LATER, AT_ONCE, ("HeadObject", "get", "a")], ids=str)
+@pytest.mark.parametrize("when", [LATER, AT_ONCE, ("PutObject", "media", "a")], ids=str)
 async def test_what_came_in_place_of_a_dead_attempts_object_is_not_overwritten(
     when: str | Request, place: S3Place | GcsPlace
 ) -> None:

@@ -21,7 +21,7 @@ from asyncsync.errors import (
 from asyncsync.events import Committed, Moved, Planned, Started
 from asyncsync.manifest import Kind
 from asyncsync.names import MANIFEST
-from asyncsync.storage.local import publish
+from asyncsync.storage.local import finish
 from asyncsync.storage.memory import memory_objects
 from asyncsync.syncing import StorageSyncer
 from asyncsync.syncing.download import Download
@@ -311,7 +311,7 @@ async def test_a_restore_that_died_while_it_tidied_up_is_finished_by_the_next(
         raise OSError(5, "the machine stopped here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "_finish", die)
+        patch.setattr(finish, "_finish", die)
         with pytest.raises(asyncsync.AsyncSyncError):
             await asyncsync.sync_down(commit, back)
     half = content(back)

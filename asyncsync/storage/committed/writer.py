@@ -88,7 +88,8 @@ class CommittedWriter:
         self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]
     ) -> list[frozenset[int]]:
         left = await Recalled.look(self._place)
-        self._absent = set(self._leftover - left.objects.keys())
+        if self._place.conditional:  # then nothing that comes later is written over
+            self._absent = set(self._leftover - left.objects.keys())
         known = [(file, chunks) for file, chunks in files if self._claims.knows(file.path)]
         states = {file.path: left.arriving(self._place, file, c) for file, c in known}
         held = {path: frozenset(n - 1 for n in state.sizes) for path, state in states.items()}
