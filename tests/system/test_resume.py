@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from anyio import to_thread
 
-from asyncsync.events import Event, Moved, Observer
+from asyncsync.errors import DeadlineError, NotFoundError, TransferError, TransientError
+from asyncsync.events import Event, Moved, Observer, ignore
+from asyncsync.storage.parts import is_hidden
 from asyncsync.syncing import Receipt, StorageSyncer
+from asyncsync.units import MIB
 
+from ..fakes.gcs import FakeGcs
+from ..fakes.s3 import FakeS3
+from ..fakes.s3_faults import Effect, reset
+from ..fakes.s3_wire import Request
 from . import gcs_place, s3_place
 from .s3_place import Hurry, Place
 from .trees import content, make, temporary
@@ -23,6 +36,7 @@ pytestmark = pytest.mark.one_loop
 AT_ONCE = 2
 STORES = ["s3", "gs", "file"]
 
+Patch = pytest.MonkeyPatch
 Act = Callable[[StorageSyncer], Awaitable[Receipt]]
 
 
@@ -43,11 +57,17 @@ class World:
     def size_bytes(self) -> int:
         return sum(map(len, self.files.values()))
 
-    async def run(self, act: Act, observe: Observer | None = None) -> Receipt:
+    async def run(
+        self, act: Act, observe: Observer = ignore, *, sync_timeout: float | None = None
+    ) -> Receipt:
         async with StorageSyncer(
-            isolation="loop", clock=Hurry(), max_requests=AT_ONCE, max_files=AT_ONCE
+            isolation="loop",
+            clock=Hurry(),
+            max_requests=AT_ONCE,
+            max_files=AT_ONCE,
+            observe=observe,
+            sync_timeout=sync_timeout,
         ) as syncer:
-            syncer._observe = observe or syncer._observe
             return await act(syncer)
 
     async def up(self, syncer: StorageSyncer) -> Receipt:
@@ -58,6 +78,13 @@ class World:
 
     async def down(self, syncer: StorageSyncer) -> Receipt:
         return await syncer.sync_down(self.location, self.tmp_path / "restored")
+
+    def left(self) -> list[str]:
+        """What is there of attempts that are not over."""
+        if self.place is None:
+            return temporary(self.tmp_path)
+        uploads = list(self.place.fake.uploads) if isinstance(self.place.fake, FakeS3) else []
+        return [*uploads, *filter(is_hidden, self.place.held())]
 
     async def make(self, files: Mapping[str, bytes | None] | None = None) -> None:
         await to_thread.run_sync(make, self.tmp_path / "source", files or self.files)
@@ -89,6 +116,13 @@ class World:
             await self.run(act, observe)
         return moved[-1] if scope.cancelled_caught else -1
 
+    async def clear(self) -> None:
+        """As it was in the beginning."""
+        async with StorageSyncer(isolation="loop") as syncer:
+            await syncer.delete(self.location)
+        for name in ("restored", "source"):
+            await to_thread.run_sync(_remove, self.tmp_path / name)
+
     async def check(self, direction: str) -> None:
         """It is whole, and nothing of an attempt is left."""
         if self.place is not None and direction != "down":
@@ -101,16 +135,14 @@ class World:
 
 @pytest.fixture(params=STORES)
 async def world(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Patch
 ) -> AsyncIterator[World]:
     async with _world(request.param, tmp_path, monkeypatch) as one:
         yield one
 
 
 @asynccontextmanager
-async def _world(
-    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
+async def _world(store: str, tmp_path: Path, monkeypatch: Patch) -> AsyncIterator[World]:
     if store == "s3":
         s3_place.use_small_chunks(monkeypatch)
         async with s3_place.s3_place(tmp_path, monkeypatch) as s3:
@@ -126,9 +158,9 @@ async def _world(
 
 @pytest.mark.parametrize("direction", ["up", "update", "down"])
 async def test_after_every_interruption_only_what_was_in_flight_moves_again(
-    direction: str, world: World, tmp_path: Path
+    direction: str, world: World
 ) -> None:
-    moves, at_all = 0, world.size_bytes
+    moves = 0
     while True:
         moves += 1
         act = await world.prepared(direction)
@@ -138,17 +170,345 @@ async def test_after_every_interruption_only_what_was_in_flight_moves_again(
         receipt = await world.run(act)
 
         assert receipt.resumed_bytes >= moved
-        assert receipt.sent_bytes + receipt.resumed_bytes == at_all
+        assert receipt.sent_bytes + receipt.resumed_bytes == world.size_bytes
         await world.check(direction)
-        await world.run(lambda syncer: _delete(syncer, world.location))
-        await to_thread.run_sync(_remove, tmp_path / "restored")
-        await to_thread.run_sync(_remove, tmp_path / "source")
+        await world.clear()
     assert moves > 6
 
 
-async def _delete(syncer: StorageSyncer, location: str) -> Receipt:
-    await syncer.delete(location)
-    return Receipt(location=location, identity="", kind="sealed", files=0, size_bytes=0)
+@pytest.mark.parametrize("direction", ["up", "down"])
+async def test_after_several_interruptions_nothing_moves_a_second_time(
+    direction: str, world: World
+) -> None:
+    act, moves, moved = await world.prepared(direction), 0, 0
+    while moved >= 0:
+        before, moves = moved, moves + 3  # those of the attempts before are told of, too
+        moved = await world.interrupted(act, moves)
+        assert moved < 0 or moved >= before
+    assert moves > 6
+    await world.check(direction)
+
+
+async def test_the_parts_of_a_file_travel_once(tmp_path: Path, monkeypatch: Patch) -> None:
+    async with _world("s3", tmp_path, monkeypatch) as world:
+        assert isinstance(world.place, s3_place.S3Place)
+        act = await world.prepared("up")
+        await world.interrupted(act, 4)
+        await world.run(act)
+
+        parts = [r for r in world.place.fake.requests if r.operation == "UploadPart"]
+        again = len(parts) - len({(r.key, r.query["partNumber"]) for r in parts})
+        assert again <= AT_ONCE
+
+
+async def test_when_the_network_goes_at_any_request_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """As after a crash: nothing can be tidied up in the store either."""
+    async with _world("s3", tmp_path, monkeypatch) as world:
+        assert isinstance(world.place, s3_place.S3Place)
+        fake, number, failed = world.place.fake, 0, True
+        while failed:
+            number += 1
+            act, start, moved = await world.prepared("up"), len(fake.requests), [0]
+
+            async def hook(request: Request, last: int = start + number) -> Effect | None:
+                return reset() if request.number > last else None
+
+            fake.hook = hook
+            try:
+                await world.run(act, _last_moved(moved))
+                failed = False
+            except (TransientError, TransferError):
+                pass
+            fake.hook = None
+            if failed:
+                receipt = await world.run(act)
+                assert receipt.resumed_bytes + receipt.skipped_bytes >= moved[0]
+            await world.check("up")
+            await world.clear()
+        assert number > 15
+
+
+def _last_moved(moved: list[int]) -> Observer:
+    def observe(event: Event) -> None:
+        if isinstance(event, Moved):
+            moved[0] = event.moved_bytes
+
+    return observe
+
+
+async def test_a_file_that_has_changed_since_is_sent_anew(world: World) -> None:
+    act = await world.prepared("up")
+    moved = await world.interrupted(act, 6)
+    world.files["big"] = world.files["big"][::-1]
+    await world.make()
+    receipt = await world.run(act)
+
+    assert receipt.resumed_bytes >= moved - len(world.files["big"])
+    assert receipt.sent_bytes >= len(world.files["big"])
+    await world.check("up")
+
+
+async def test_a_file_of_which_only_the_date_has_changed_is_not_sent_again(world: World) -> None:
+    act = await world.prepared("up")
+    moved = await world.interrupted(act, 6)
+    for name in world.files:
+        os.utime(world.tmp_path / "source" / name, ns=(1, 1))
+    receipt = await world.run(act)
+
+    assert receipt.resumed_bytes >= moved
+    await world.check("up")
+
+
+async def test_a_file_that_is_gone_leaves_nothing(world: World) -> None:
+    act = await world.prepared("up")
+    await world.interrupted(act, 6)
+    del world.files["big"]
+    (world.tmp_path / "source" / "big").unlink()
+    await world.run(act)
+
+    await world.check("up")
+
+
+async def test_above_another_commit_all_begins_anew(world: World) -> None:
+    act = await world.prepared("update")
+    await world.interrupted(act, 4)
+    others = await to_thread.run_sync(make, world.tmp_path / "other", {"a": b"theirs"})
+    await world.run(lambda s: s.sync_up(others, world.location, kind="rolling", replace=True))
+    receipt = await world.run(
+        lambda s: s.sync_up(world.tmp_path / "source", world.location, replace=True)
+    )
+
+    assert receipt.resumed_bytes == 0
+    await world.check("up")
+
+
+async def test_somebody_elses_commit_takes_away_what_was_left(world: World) -> None:
+    act = await world.prepared("up")
+    await world.interrupted(act, 4)
+    world.files = {"a": b"theirs"}
+    others = await to_thread.run_sync(make, world.tmp_path / "other", world.files)
+    await world.run(lambda s: s.sync_up(others, world.location))
+
+    await world.check("up")
+
+
+async def test_a_delete_takes_away_what_was_left(world: World) -> None:
+    act = await world.prepared("up")
+    await world.interrupted(act, 4)
+    assert world.left()
+    async with StorageSyncer(isolation="loop") as syncer:
+        with suppress(NotFoundError):
+            await syncer.delete(world.location)
+
+    assert not world.left()
+
+
+async def test_uploads_that_have_expired_are_begun_anew(tmp_path: Path, monkeypatch: Patch) -> None:
+    async with _world("s3", tmp_path, monkeypatch) as world:
+        assert isinstance(world.place, s3_place.S3Place)
+        act = await world.prepared("up")
+        await world.interrupted(act, 5)
+        world.place.fake.uploads.clear()
+        await world.run(act)
+
+        await world.check("up")
+
+
+async def test_parts_that_somebody_deleted_are_sent_again(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    async with _world("gs", tmp_path, monkeypatch) as world:
+        assert world.place is not None
+        act = await world.prepared("up")
+        await world.interrupted(act, 6)
+        parts = [key for key in world.place.objects if is_hidden(key) and key[-5:] != "00000"]
+        del world.place.objects[parts[0]]
+        await world.run(act)
+
+        await world.check("up")
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+async def test_what_was_damaged_on_the_disk_meanwhile_moves_again(
+    direction: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    async with _world("file", tmp_path, monkeypatch) as world:
+        act = await world.prepared(direction)
+        await world.interrupted(act, 6)
+        left = await to_thread.run_sync(_damaged, tmp_path)
+        await world.run(act)
+
+        assert left
+        await world.check(direction)
+
+
+def _damaged(directory: Path) -> list[Path]:
+    """Change a byte in every file of every stage."""
+    left = [p for p in directory.glob("**/.*.asyncsync-tmp-*/tree/**/*") if p.is_file()]
+    for path in left:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2 : len(data) // 2 + 1] = b"#"
+        path.chmod(0o600)
+        path.write_bytes(data)
+    return left
+
+
+# -- the journal
+
+
+def _journals() -> list[Path]:
+    return sorted(Path(os.environ["ASYNCSYNC_CACHE_DIR"]).glob("**/*.journal"))
+
+
+async def test_a_journal_is_for_its_owner_only_and_goes_with_success(world: World) -> None:
+    act = await world.prepared("up")
+    await world.interrupted(act, 3)
+    [journal] = _journals()
+    assert stat.S_IMODE(journal.stat().st_mode) == 0o600
+    assert stat.S_IMODE(journal.parent.stat().st_mode) == 0o700
+    await world.run(act)
+
+    assert _journals() == []
+
+
+def _damages(data: bytes) -> Iterator[bytes]:
+    yield b""
+    yield b"\xff" * 64
+    yield data + b"\0\0\1"
+    for at in range(1, len(data), max(1, len(data) // 20)):
+        yield data[:at]
+        yield data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :]
+
+
+async def test_a_journal_that_is_damaged_anywhere_only_costs_sending_again(world: World) -> None:
+    act = await world.prepared("up")
+    await world.interrupted(act, 5)
+    [journal] = _journals()
+    damages = list(_damages(journal.read_bytes()))
+    for damaged in damages:
+        [journal] = _journals()
+        journal.write_bytes(damaged)
+        await world.run(act)
+        await world.check("up")
+        await world.clear()
+        await world.prepared("up")
+        await world.interrupted(act, 5)
+    assert len(damages) > 20
+
+
+async def test_without_a_place_for_a_journal_nothing_is_left(
+    world: World, monkeypatch: Patch
+) -> None:
+    monkeypatch.setenv("ASYNCSYNC_CACHE_DIR", "/dev/null/none")
+    act = await world.prepared("up")
+    await world.interrupted(act, 5)
+
+    assert not world.left()
+    await world.run(act)
+    await world.check("up")
+
+
+# -- time limits
+
+
+@pytest.mark.slow
+async def test_an_upload_of_three_time_limits_is_done_in_four_attempts(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """The store takes a third of the bytes in each attempt, and then no more."""
+    async with _world("s3", tmp_path, monkeypatch) as world:
+        assert isinstance(world.place, s3_place.S3Place)
+        act, fake, attempts = await world.prepared("up"), world.place.fake, 0
+        taken, limit = 0, 0
+
+        async def hook(request: Request) -> Effect | None:
+            nonlocal taken
+            if request.operation == "UploadPart":
+                taken += 1
+                if taken > limit:
+                    await anyio.sleep_forever()
+            return None
+
+        fake.hook = hook
+        while True:
+            attempts, taken, limit = attempts + 1, 0, 3
+            try:
+                await world.run(act, sync_timeout=2.0)
+                break
+            except DeadlineError:
+                continue
+        fake.hook = None
+        assert attempts <= 4
+        await world.check("up")
+
+
+# -- processes that are killed
+
+
+def _command(*argv: object) -> list[str]:
+    return [sys.executable, "-m", "asyncsync", *map(str, argv), "--json"]
+
+
+def _killed(command: list[str], moves: int) -> int:
+    """Kill the command after that many pieces; the bytes that had moved, or -1."""
+    seen = 0
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "moved":
+                seen += 1
+                if seen == moves:
+                    process.kill()
+                    return int(event["moved_bytes"])
+    return -1
+
+
+def _done(command: list[str]) -> dict[str, Any]:
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return summary
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("moves", [1, 3, 5])
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("store", STORES)
+async def test_a_killed_process_has_sent_nothing_in_vain(
+    store: str, direction: str, moves: int, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    files = {f"large-{n}": random.Random(n).randbytes(40 * MIB) for n in range(2)}
+    files |= {f"small-{n}": b"x" * n for n in range(5)}
+    source = await to_thread.run_sync(make, tmp_path / "source", files)
+    async with AsyncExitStack() as stack:
+        location = str(tmp_path / "target" / "ckpt")
+        if store == "s3":
+            s3 = await stack.enter_async_context(FakeS3())
+            location = "s3://bucket/ckpt"
+            for name, value in s3.environ.items():
+                monkeypatch.setenv(name, value)
+        elif store == "gs":
+            gcs = await stack.enter_async_context(FakeGcs())
+            location = "gs://bucket/ckpt"
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
+        command = _command("up", source, location, "--jobs", 2)
+        if direction == "down":
+            await to_thread.run_sync(_done, command)
+            command = _command("down", location, tmp_path / "restored", "--jobs", 2)
+        slowly = [*command, "--bwlimit", "60MiB"]
+        moved = await to_thread.run_sync(_killed, slowly, moves)
+        summary = await to_thread.run_sync(_done, command)
+
+        assert 0 <= moved < 80 * MIB
+        assert summary["resumed_bytes"] >= moved
+        assert summary["resumed_bytes"] + summary["sent_bytes"] == sum(map(len, files.values()))
+        restored = tmp_path / ("again" if direction == "up" else "restored")
+        await to_thread.run_sync(_done, _command("down", location, restored))
+        assert await to_thread.run_sync(content, restored) == files
+        assert await to_thread.run_sync(temporary, tmp_path) == []
 
 
 def _remove(directory: Path) -> None:
