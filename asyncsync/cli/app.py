@@ -356,13 +356,23 @@ def _rm(
 
 @app.command("doctor")
 def _doctor(
-    location: Place, json: Json = False, quiet: Quiet = False, verbose: Verbose = False
+    location: Place,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what interrupted syncs left there.")
+    ] = False,
+    older_than: Annotated[
+        float, typer.Option("--older-than", min=0, metavar="HOURS", help="With --clean: how old.")
+    ] = 24.0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> Job:
     """Find out what LOCATION can do and what is missing there."""
     from . import commands
 
     options = Options(json=json, quiet=quiet, verbose=verbose)
-    work = partial(commands.doctor, location=_place(location))
+    older_than_s = older_than * 3600 if clean else None
+    work = partial(commands.doctor, location=_place(location), older_than_s=older_than_s)
     return Job(command="doctor", options=options, work=work)
 
 

@@ -257,10 +257,13 @@ async def _ask(session: Session, question: str) -> bool:
     return stdin.readline().strip().lower() in ("y", "yes")
 
 
-async def doctor(session: Session, *, location: str) -> Outcome:
-    """Say what a location can do and what is missing."""
+async def doctor(session: Session, *, location: str, older_than_s: float | None) -> Outcome:
+    """Say what a location can do and what is missing; tidy up what is that old."""
+    removed: list[str] | None = None
     async with session.syncer() as syncer:
         report = await syncer.probe(location)
+        if older_than_s is not None:
+            removed = await syncer.clean(location, older_than_s=older_than_s)
     free = await _free_bytes(location)
     summary = {
         "location": report.location,
@@ -268,8 +271,17 @@ async def doctor(session: Session, *, location: str) -> Outcome:
         "marker": report.marker,
         "clock_offset_s": report.clock_offset_s,
         "free_bytes": free,
+        "removed": removed,
     }
-    return Outcome(summary=summary, text="\n".join(_findings(report, free)))
+    lines = [*_findings(report, free), *_removed(removed)]
+    return Outcome(summary=summary, text="\n".join(lines))
+
+
+def _removed(names: list[str] | None) -> Iterator[str]:
+    if names is not None:
+        yield f"  interrupted     {len(names)} removed"
+        for name in names:
+            yield f"                  {quote(name)}"
 
 
 def _findings(report: ProbeReport, free: int | None) -> Iterator[str]:

@@ -291,6 +291,18 @@ class TreeStore(Protocol):
         """
         ...
 
+    async def clean(self, tree: str, *, older_than_s: float) -> list[str]:
+        """Remove what interrupted attempts at `tree` and below left, and nobody has gone on with.
+
+        Only what asyncsync itself recorded, or named, as its own, and only after `older_than_s`
+        seconds without a sign of life. Commits stay, and so does a replacement that has begun to
+        be visible: whoever runs that sync again finishes it.
+
+        Returns:
+            Where something was removed.
+        """
+        ...
+
     async def confirm(self, tree: str) -> Durability:
         """Make the commit that is at `tree` as durable as the place allows, and say how much.
 

@@ -356,6 +356,11 @@ class _Trees:
             lambda: self._inner.delete(tree, expect=expect, uncommitted=uncommitted),
         )
 
+    async def clean(self, tree: str, *, older_than_s: float) -> list[str]:
+        return await self._around(
+            f"clean {quote(tree)}", 0, lambda: self._inner.clean(tree, older_than_s=older_than_s)
+        )
+
     async def confirm(self, tree: str) -> Durability:
         return await self._around(f"confirm {quote(tree)}", 0, lambda: self._inner.confirm(tree))
 

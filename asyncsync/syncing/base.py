@@ -10,7 +10,10 @@ from typing import Protocol, runtime_checkable
 from ..manifest import Kind
 from ..storage import Deleted, Durability
 
-__all__ = ["AsyncSyncer", "Path", "Receipt"]
+__all__ = ["DAY_S", "AsyncSyncer", "Path", "Receipt"]
+
+DAY_S = 86_400.0
+"""How long an interrupted attempt is left alone by default, so that it can be gone on with."""
 
 Path = str | os.PathLike[str]
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import BusyError, CorruptedError, IntegrityError, NotFoundError, quote
+from ..errors import (
+    BusyError,
+    CorruptedError,
+    IntegrityError,
+    NotFoundError,
+    quote,
+    quote_some,
+)
 from ..location import Location
 from ..manifest import Header, Kind
 from ..storage import TreeCapabilities, TreeStore
@@ -20,6 +27,7 @@ __all__ = [
     "find_commits",
     "read_commit",
     "refuse_damaged",
+    "to_restore",
 ]
 
 
@@ -156,6 +164,23 @@ def candidates(found: Sequence[Commit], remote: Location) -> list[Commit]:
     if here and (here[0].kind == "sealed" or not below):
         return here
     return below
+
+
+def to_restore(found: Sequence[Commit], step: int | None, remote: Location) -> list[Commit]:
+    """The candidates in question when one of `step`, or any, is wanted; at least one.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    chosen = [commit for commit in found if step in (None, commit.step)]
+    if chosen:
+        return chosen
+    if not found:
+        raise NotFoundError(f"no commit at or below {quote(str(remote))}")
+    steps = [str(commit.step) for commit in found if commit.step is not None]
+    raise NotFoundError(
+        f"no commit of step {step} at {quote(str(remote))}; there are {quote_some(steps)}"
+    )
 
 
 def refuse_damaged(commit: Commit) -> None:

@@ -13,6 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -29,7 +30,6 @@ from ..errors import (
     NotFoundError,
     TransferError,
     quote,
-    quote_some,
 )
 from ..events import FellBack, Kept, Observer, Skipped, Started, ignore
 from ..location import Location
@@ -39,7 +39,7 @@ from ..storage import Backoff, Deleted, Rate, Stores, TreeStore, retry
 from ..transfer import Bounds, Engine, Inspected, Links, Tally
 from ..units import MIB
 from ..version import __version__
-from .base import Path, Receipt
+from .base import DAY_S, Path, Receipt
 from .commits import (
     Commit,
     ProbeReport,
@@ -48,6 +48,7 @@ from .commits import (
     damaged_error,
     find_commits,
     refuse_damaged,
+    to_restore,
 )
 from .decisions import check_overlap
 from .download import Download, DownloadRequest
@@ -233,6 +234,12 @@ class LoopSyncer:
             observe(Kept(path=path, reason="no manifest lists it"))
         return deleted
 
+    async def clean(self, remote_dir: Path, *, older_than_s: float = DAY_S) -> list[str]:
+        remote = Location.parse(remote_dir)
+        async with self._store(remote, self._observe) as (store, tree):
+            work = partial(store.clean, tree, older_than_s=older_than_s)
+            return await self._bounded("clean", remote, work, self._observe)
+
     # -- looking
 
     async def verify(self, remote_dir: Path, *, observe: Observer = ignore) -> VerifyReport:
@@ -313,18 +320,7 @@ class LoopSyncer:
         observe: Observer = ignore,
     ) -> Receipt:
         remote = Location.parse(remote_dir)
-        found = candidates(await self._find(remote), remote)
-        if step is not None:
-            chosen = [commit for commit in found if commit.step == step]
-            if found and not chosen:
-                steps = [str(c.step) for c in found if c.step is not None]
-                raise NotFoundError(
-                    f"no commit of step {step} at {quote(str(remote))}; there are "
-                    f"{quote_some(steps)}"
-                )
-            found = chosen
-        if not found:
-            raise NotFoundError(f"no commit at or below {quote(str(remote))}")
+        found = to_restore(candidates(await self._find(remote), remote), step, remote)
         for commit, older in zip(found, [*found[1:], None], strict=True):
             try:
                 refuse_damaged(commit)

@@ -17,7 +17,7 @@ from ..patterns import Selection
 from ..storage import Deleted
 from ..transfer import Links
 from ..units import MIB
-from .base import Path, Receipt
+from .base import DAY_S, Path, Receipt
 from .commits import Commit, ProbeReport, VerifyReport
 from .isolation import Client
 from .loop_syncer import LoopSyncer
@@ -273,6 +273,23 @@ class StorageSyncer:
             allow_uncommitted=allow_uncommitted,
         )
         return deleted
+
+    async def clean(self, remote_dir: Path, *, older_than_s: float = DAY_S) -> list[str]:
+        """Remove what interrupted syncs at and below `remote_dir` left and nobody went on with.
+
+        Only what asyncsync recorded as its own and is older than `older_than_s` seconds; commits
+        and syncs that are alive stay. A replacement that has begun to be visible stays, too: run
+        that sync again to finish it.
+
+        Returns:
+            Where something was removed.
+        """
+        if not older_than_s >= 0:
+            raise ConfigError(f"older_than_s must not be below 0, is {older_than_s!r}")
+        cleaned: list[str] = await self._call(
+            "clean", None, remote_dir=_remote(remote_dir), older_than_s=older_than_s
+        )
+        return cleaned
 
     # -- looking
 

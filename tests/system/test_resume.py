@@ -410,6 +410,77 @@ async def test_without_a_place_for_a_journal_nothing_is_left(
     await world.check("up")
 
 
+# -- what nobody goes on with
+
+
+async def test_what_is_left_is_removed_when_it_is_old(world: World) -> None:
+    act = await world.prepared("up")
+    await world.interrupted(act, 5)
+    async with StorageSyncer(isolation="loop") as syncer:
+        too_early = await syncer.clean(world.location)
+        assert world.left()
+        removed = await syncer.clean(world.location, older_than_s=0)
+
+    assert too_early == []
+    assert len(removed) == 1
+    assert not world.left()
+    await world.run(act)
+    await world.check("up")
+
+
+async def test_cleaning_above_leaves_commits_and_finds_what_is_below(world: World) -> None:
+    act = await world.prepared("update")
+    before = await _content(world)
+    await world.interrupted(act, 4)
+    async with StorageSyncer(isolation="loop") as syncer:
+        removed = await syncer.clean(world.location.rpartition("/")[0], older_than_s=0)
+
+    assert len(removed) == 1
+    assert not world.left()
+    assert await _content(world) == before
+
+
+async def _content(world: World) -> dict[str, bytes | None]:
+    await world.run(lambda s: s.sync_down(world.location, world.tmp_path / "seen"))
+    return await to_thread.run_sync(content, world.tmp_path / "seen")
+
+
+async def test_a_replacement_that_has_begun_is_not_removed(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Its files are those of two versions: only the sync that began it can make it whole."""
+    async with _world("s3", tmp_path, monkeypatch) as world:
+        assert isinstance(world.place, s3_place.S3Place)
+        act, fake = await world.prepared("update"), world.place.fake
+
+        async def hook(request: Request) -> Effect | None:
+            completing = any(r.operation == "CompleteMultipartUpload" for r in fake.requests[:-1])
+            return reset() if completing else None
+
+        fake.hook = hook
+        with pytest.raises((TransientError, TransferError)):
+            await world.run(act)
+        fake.hook = None
+        async with StorageSyncer(isolation="loop") as syncer:
+            assert await syncer.clean(world.location, older_than_s=0) == []
+
+        await world.run(act)
+        await world.check("up")
+
+
+def test_the_command_line_cleans_only_when_it_is_told_to(tmp_path: Path) -> None:
+    source, location = make(tmp_path / "source", {"a": b"x" * 3 * MIB}), tmp_path / "target/ckpt"
+    _killed([*_command("up", source, location), "--bwlimit", "1MiB"], 1)
+    [stage] = location.parent.iterdir()
+    told = [
+        _done(_command("doctor", location, *more))["removed"]
+        for more in ((), ("--clean",), ("--clean", "--older-than", "0"))
+    ]
+
+    assert told == [None, [], [str(stage)]]
+    assert not stage.exists()
+
+
 # -- time limits
 
 

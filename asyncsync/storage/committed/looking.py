@@ -6,11 +6,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from ...errors import AsyncSyncError, NotCommittedError, NotFoundError
+from ...names import ATTEMPT
 from ..trees import NewFile
 from .place import Place, of_tree
 from .record import read_record
 
-__all__ = ["absent", "visible"]
+__all__ = ["absent", "recorded", "visible"]
 
 
 async def visible(place: Place) -> AsyncGenerator[NewFile, None]:
@@ -40,3 +41,13 @@ async def absent(place: Place) -> AsyncSyncError:
                 f"{place.where} is not a commit: there are files, but no manifest"
             )
     return NotFoundError(f"nothing at {place.where}, or it is being replaced; check the spelling")
+
+
+async def recorded(place: Place) -> list[str]:
+    """The names of the trees at and below a place that have an attempt record."""
+    paths = [path async for path, _ in place.scan()]
+    return [
+        place.key(path).removesuffix(ATTEMPT).rstrip("/")
+        for path in paths
+        if path.rpartition("/")[2] == ATTEMPT
+    ]

@@ -76,6 +76,16 @@ class _Held(NamedTuple):
     tag: str
     modified_at: float = 0.0
 
+    def is_abandoned(self, before: float) -> bool:
+        """Whether it is of an attempt that may be undone: without a sign of life since `before`.
+
+        By the store's own clock, on which an attempt that is alive shows itself every 20 s. What
+        has begun to replace a commit is not undone.
+        """
+        old = bool(self.modified_at) and self.modified_at <= before
+        begun = self.record.replaces is not None or bool(self.record.overwritten)
+        return self.record.kind == "write" and old and not begun
+
 
 _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(Record).decode

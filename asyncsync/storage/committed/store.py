@@ -36,7 +36,7 @@ from ..trees import (
     TreeWriter,
 )
 from .deleting import delete, remove
-from .looking import absent, visible
+from .looking import absent, recorded, visible
 from .place import Found, Place, conflict, of_tree
 from .reader import CommittedReader
 from .record import Lease, Record, Sightings, let_go, read_record
@@ -49,6 +49,7 @@ _SINGLE_WRITER = (
     "write at a time"
 )
 
+_DATE_S = 1.0  # what a store says of time it says in whole seconds
 _NO_NAMES = frozenset({"", ".", ".."})  # keys may hold them, but no location leads there
 
 
@@ -157,6 +158,27 @@ class CommittedTrees:
             lease = await self._take(place, record)
             async with beside(lease.keep_alive):  # who takes over would be deleted from, too
                 return await delete(place, lease, expect, uncommitted=uncommitted)
+
+    async def clean(self, tree: str, *, older_than_s: float) -> list[str]:
+        offset_s = (await self._objects.examine()).clock_offset_s or 0.0
+        now = self._clock.now() + offset_s + _DATE_S
+        cleaned: list[str] = []
+        for name in await recorded(self._place(tree)):
+            place = self._place(name)
+            left = await read_record(place)
+            if left is None or not left.is_abandoned(now - older_than_s):
+                continue
+            header = await place.header()
+            undo = Intent(
+                attempt=new_attempt(),
+                expect=header.identity if header else None,
+                writer=left.record.writer,
+            )
+            with suppress(BusyError, ConflictError):  # somebody is at work after all
+                async with self.begin(name, undo):
+                    pass
+                cleaned.append(name)
+        return cleaned
 
     async def confirm(self, tree: str) -> Durability:
         header = await self.read_header(tree)

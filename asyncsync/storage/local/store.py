@@ -35,6 +35,7 @@ from ..trees import (
     TreeReader,
     TreeWriter,
 )
+from .cleaning import clean
 from .deleting import delete
 from .finish import tidy_root
 from .fs import (
@@ -126,6 +127,9 @@ class LocalTrees:
         self, tree: str, *, expect: str | None = None, uncommitted: bool = False
     ) -> Deleted:
         return await self._run("target", tree, delete, self._root, tree, expect, uncommitted)
+
+    async def clean(self, tree: str, *, older_than_s: float) -> list[str]:
+        return await self._run("target", tree, clean, self._root, tree, older_than_s)
 
     async def confirm(self, tree: str) -> Durability:
         return await self._run("target", tree, _confirm, self._root, tree)

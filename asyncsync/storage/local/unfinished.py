@@ -14,7 +14,7 @@ from ..trees import NewFile, Stored
 from .fs import DIRECTORY, opened, read_at, split, zeros
 from .trash import TREE, holders
 
-__all__ = ["matching", "open_again", "unfinished", "walk"]
+__all__ = ["matching", "open_again", "unfinished", "walk", "written_at"]
 
 _STEP_BYTES = 1 * MIB
 
@@ -28,11 +28,11 @@ def unfinished(parent: int, name: str) -> str | None:
         entries = [entry for entry, kind in holders(parent, name) if kind == "tmp"]
     else:  # it lies in the tree itself
         entries = [e for e in os.listdir(parent) if e.startswith(".asyncsync-tmp-") and is_ours(e)]
-    found = [(_written_at(parent, entry), entry) for entry in entries]
+    found = [(written_at(parent, entry), entry) for entry in entries]
     return max(found)[1] if found and max(found)[0] else None
 
 
-def _written_at(parent: int, entry: str) -> int:
+def written_at(parent: int, entry: str) -> int:
     """When a stage was written to; 0 for what is none, or is whole."""
     with suppress(OSError), opened(parent, entry) as held:
         if TREE in os.listdir(held) and {LOCK, TREE}.issuperset(os.listdir(held)):

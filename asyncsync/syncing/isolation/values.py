@@ -25,6 +25,7 @@ METHODS: Mapping[str, Any] = {
     "sync_down": Receipt,
     "plan_down": SyncPlan,
     "delete": Deleted,
+    "clean": list[str],
     "verify": VerifyReport,
     "latest": Commit | None,
     "restore": Receipt,

@@ -1,0 +1,56 @@
+"""Removing stages of interrupted attempts that nobody has gone on with."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+
+from ...errors import BusyError, quote
+from ...names import LOCK, is_ours
+from .fs import DIRECTORY, remove_if_empty, remove_tree
+from .locks import Lock
+from .place import real_path
+from .trash import TREE, holders
+from .unfinished import written_at
+
+__all__ = ["clean"]
+
+
+def clean(base: str, tree: str, older_than_s: float) -> list[str]:
+    """Remove the stages at and below `tree` that are that old; their paths."""
+    before_ns = time.time_ns() - int(older_than_s * 1e9)
+    path = real_path(base, tree)
+    above, name = os.path.split(path)
+    removed: list[str] = []
+    with suppress(FileNotFoundError):
+        parent = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            beside = [entry for entry, kind in holders(parent, name) if kind == "tmp"]
+            removed += [f"{above}/{e}" for e in beside if _remove(parent, e, before_ns)]
+        finally:
+            os.close(parent)
+    with suppress(FileNotFoundError):
+        for directory, folders, _, fd in os.fwalk(path):
+            stages = [name for name in folders if is_ours(name)]
+            folders[:] = [name for name in folders if not is_ours(name)]
+            removed += [f"{directory}/{e}" for e in stages if _remove(fd, e, before_ns)]
+    return removed
+
+
+def _remove(parent: int, entry: str, before_ns: int) -> bool:
+    """Whether it was an old stage of nobody alive, and is gone."""
+    if not 0 < written_at(parent, entry) <= before_ns:
+        return False
+    held = os.open(entry, DIRECTORY, dir_fd=parent)
+    try:
+        lock = Lock.take(held, LOCK, quote(entry))
+        try:
+            remove_tree(held, TREE)
+        finally:
+            lock.release()
+    except BusyError:  # its attempt is alive
+        return False
+    finally:
+        os.close(held)
+    return remove_if_empty(parent, entry)
