@@ -20,7 +20,7 @@ from asyncsync.storage.retrying import Backoff
 from asyncsync.storage.s3 import S3Objects
 from asyncsync.storage.wrappers import equip_objects
 from asyncsync.testing import FakeClock, ObjectStoreContract, TreeStoreContract
-from asyncsync.testing.contract_trees import save
+from asyncsync.testing.values import save
 
 from ..fakes.gcs import FakeGcs
 from ..fakes.s3 import FakeS3

@@ -32,7 +32,7 @@ from asyncsync.storage.trees import (
 )
 from asyncsync.storage.wrappers import Rate, equip_objects, equip_trees
 from asyncsync.testing import FakeClock, TreeStoreContract
-from asyncsync.testing.contract_trees import make_manifest
+from asyncsync.testing.values import make_manifest
 
 
 class OverMemory(TreeStoreContract):

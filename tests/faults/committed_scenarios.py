@@ -9,7 +9,7 @@ from asyncsync.manifest import Header, Manifest
 from asyncsync.names import new_attempt
 from asyncsync.storage.committed import CommittedTrees
 from asyncsync.storage.trees import Block, Intent, NewFile, TreeWriter
-from asyncsync.testing.contract_trees import make_manifest, new_files
+from asyncsync.testing.values import make_manifest, new_files
 
 __all__ = ["CHUNK", "NEW", "OLD", "SCENARIOS", "Act", "check_whole", "sync"]
 

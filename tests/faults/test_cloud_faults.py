@@ -16,7 +16,7 @@ from asyncsync.names import MANIFEST
 from asyncsync.storage import ObjectStore
 from asyncsync.storage.committed import CommittedTrees, writer
 from asyncsync.testing import FakeClock
-from asyncsync.testing.contract_trees import load
+from asyncsync.testing.values import load
 
 from ..fakes.gcs import FakeGcs
 from ..fakes.gcs import Fault as GcsFault

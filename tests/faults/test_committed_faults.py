@@ -22,7 +22,7 @@ from asyncsync.storage.objects import Capabilities
 from asyncsync.storage.retrying import Backoff
 from asyncsync.storage.wrappers import equip_objects
 from asyncsync.testing import CancelAt, FailAt, FakeClock, FaultyObjects
-from asyncsync.testing.contract_trees import load
+from asyncsync.testing.values import load
 
 from .committed_scenarios import CHUNK, SCENARIOS, Act, check_whole, sync
 

@@ -42,7 +42,7 @@ from asyncsync.storage.objects import (
 from asyncsync.storage.trees import Block, Intent, NewFile, TreeWriter
 from asyncsync.syncing.commits import find_commits
 from asyncsync.testing import FakeClock, FaultyObjects, settle
-from asyncsync.testing.contract_trees import (
+from asyncsync.testing.values import (
     BIG,
     NEW,
     OLD,

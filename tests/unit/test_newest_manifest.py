@@ -9,7 +9,7 @@ from asyncsync.storage.committed import CommittedTrees, place
 from asyncsync.storage.memory import MemoryObjects
 from asyncsync.storage.objects import Fetched
 from asyncsync.testing import FakeClock
-from asyncsync.testing.contract_trees import save
+from asyncsync.testing.values import save
 
 FILES = {f"f{number}": b"x" for number in range(20)}
 

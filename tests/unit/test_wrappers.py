@@ -16,7 +16,7 @@ from asyncsync.storage.retrying import Backoff
 from asyncsync.storage.trees import Block, Intent, NewFile
 from asyncsync.storage.wrappers import Limited, Rate, equip_objects, equip_trees
 from asyncsync.testing import FailAt, FakeClock, FaultyObjects, settle
-from asyncsync.testing.contract_trees import OLD, load, make_manifest, save
+from asyncsync.testing.values import OLD, load, make_manifest, save
 
 T = TypeVar("T")
 

@@ -88,8 +88,13 @@ class Attempt:
     _durability: Durability | None = None
 
     def _stage(self, parent: int, name: str, left: str | None) -> None:
-        holder = left or holder_name(name, "tmp", self.intent.attempt)
-        self.stage = Stage(parent, holder, self.place.where, resumes=left is not None)
+        holder, where = holder_name(name, "tmp", self.intent.attempt), self.place.where
+        try:
+            self.stage = Stage(parent, left or holder, where, resumes=left is not None)
+        except BusyError:
+            if left is None:
+                raise
+            self.stage = Stage(parent, holder, where)  # its attempt is alive
         self._undo.callback(self.stage.close)
 
     def _take_root_lock(self) -> str | None:
