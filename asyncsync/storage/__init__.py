@@ -4,6 +4,7 @@ An ObjectStore is flat keys, a TreeStore is what the engine knows: begin, write,
 find, delete. `Stores` opens the store for a location.
 """
 
+from .behaviours import Rate
 from .objects import Capabilities, Condition, ObjectInfo, ObjectStore, Part, Upload
 from .registry import Stores, check_scheme
 from .retrying import Backoff, retry
@@ -21,7 +22,6 @@ from .trees import (
     TreeStore,
     TreeWriter,
 )
-from .wrappers import Rate
 
 __all__ = [
     "Backoff",

@@ -13,10 +13,11 @@ from ..concurrency import Threads
 from ..errors import ConfigError, quote
 from ..events import Observer, ignore
 from ..location import Location
+from .behaviours import Rate
 from .objects import ObjectStore
-from .retrying import Backoff
+from .retrying import Backoff, RetryBudget
 from .trees import Durability, TreeStore
-from .wrappers import Rate, equip_objects, equip_trees
+from .wrappers import equip_objects, equip_trees
 
 __all__ = ["Stores", "check_scheme"]
 
@@ -96,6 +97,7 @@ class Stores:
         self._rate, self._observe = rate, observe
         self._open: dict[tuple[str, str, frozenset[tuple[str, str]]], TreeStore] = {}
         self._turn = anyio.Lock()
+        self._budget = RetryBudget(clock)
 
     async def open(self, location: Location, observe: Observer) -> tuple[TreeStore, str]:
         """The store that `location` is in, ready for use, and the name of its tree there.
@@ -129,6 +131,7 @@ class Stores:
             self._objects(location, make),
             clock=self._clock,
             backoff=_PATIENT,
+            budget=self._budget,
             max_requests=self._max_requests,
             rate=self._rate,
             observe=self._observe,

@@ -1,4 +1,4 @@
-"""Behaviour put around a store: retrying, a bound on requests, a bound on bytes per second.
+"""A store with behaviours around each of its calls.
 
 `equip_objects` and `equip_trees` show the order in which they apply.
 """
@@ -8,21 +8,18 @@ from __future__ import annotations
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
     Mapping,
     Sequence,
 )
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Protocol, TypeVar, cast
-
-import anyio
+from typing import cast
 
 from ..clock import Clock
-from ..concurrency import Budget
-from ..errors import SlowDownError, StalledError, quote
+from ..errors import quote
 from ..events import Observer, ignore
 from ..manifest import Header, Manifest
+from .behaviours import Around, Hastened, Limited, Pace, Rate, Retried, Throttled
 from .objects import (
     Capabilities,
     Condition,
@@ -34,7 +31,7 @@ from .objects import (
     Part,
     Upload,
 )
-from .retrying import Backoff, retry
+from .retrying import Backoff, RetryBudget
 from .trees import (
     Block,
     Deleted,
@@ -50,100 +47,7 @@ from .trees import (
     TreeWriter,
 )
 
-__all__ = ["Around", "Limited", "Rate", "Retried", "Throttled", "equip_objects", "equip_trees"]
-
-T = TypeVar("T")
-
-
-class Around(Protocol):
-    """What a behaviour does around one call to a store."""
-
-    async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
-        """Await `call()`, which is named `what` and moves `size_bytes` bytes."""
-        ...
-
-
-class Retried:
-    """Transient failures are tried again; see `retry`."""
-
-    def __init__(self, backoff: Backoff, clock: Clock, observe: Observer = ignore) -> None:
-        self._backoff, self._clock, self._observe = backoff, clock, observe
-
-    async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
-        return await retry(call, self._backoff, self._clock, what=what, observe=self._observe)
-
-
-class Limited:
-    """At most `count` calls at once; the others wait in the order they came.
-
-    When the other side cannot keep up, the number is halved, once for all calls that were under
-    way; every call that succeeds after that brings it up again a little.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._most, self._allowed, self._cuts = count, float(count), 0
-        self._slots = Budget(count)
-
-    async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
-        async with self._slots.borrow():
-            cuts = self._cuts
-            try:
-                result = await call()
-            except (SlowDownError, StalledError):
-                if cuts == self._cuts:
-                    self._cuts += 1
-                    self._resize(max(1.0, min(self._allowed, self._slots.used) / 2))
-                raise
-            if self._allowed < self._most:
-                self._resize(min(self._most, self._allowed + 1 / self._allowed))
-            return result
-
-    def _resize(self, allowed: float) -> None:
-        self._allowed = allowed
-        self._slots.resize(int(allowed))
-
-
-class Rate:
-    """Bytes per second, shared by all who pay: a bucket of tokens that holds one second's worth.
-
-    A payment larger than the bucket is let through and leaves a debt that the next ones wait out.
-    Who comes first pays first.
-    """
-
-    def __init__(self, bytes_per_s: float, clock: Clock) -> None:
-        self._bytes_per_s, self._clock = bytes_per_s, clock
-        self._tokens = bytes_per_s
-        self._filled_at = clock.monotonic()
-        self._turn = anyio.Lock()
-
-    async def pay(self, size_bytes: int) -> None:
-        """Wait until no debt is left, then take `size_bytes`. Cancelled, nothing was taken."""
-        if not size_bytes:
-            return
-        async with self._turn:  # anyio's lock is fair
-            self._fill()
-            if self._tokens < min(size_bytes, self._bytes_per_s):
-                missing = min(size_bytes, self._bytes_per_s) - self._tokens
-                await self._clock.sleep(missing / self._bytes_per_s)
-                self._fill()
-            self._tokens -= size_bytes
-
-    def _fill(self) -> None:
-        now = self._clock.monotonic()
-        earned = (now - self._filled_at) * self._bytes_per_s
-        self._tokens = min(self._bytes_per_s, self._tokens + earned)
-        self._filled_at = now
-
-
-class Throttled:
-    """Calls wait until the rate allows their bytes, in both directions."""
-
-    def __init__(self, rate: Rate) -> None:
-        self._rate = rate
-
-    async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
-        await self._rate.pay(size_bytes)
-        return await call()
+__all__ = ["equip_objects", "equip_trees"]
 
 
 def equip_objects(
@@ -151,6 +55,7 @@ def equip_objects(
     *,
     clock: Clock,
     backoff: Backoff | None = None,
+    budget: RetryBudget | None = None,
     max_requests: int = 32,
     rate: Rate | None = None,
     observe: Observer = ignore,
@@ -158,12 +63,14 @@ def equip_objects(
     """Everything between the adapter and a backend, in the order it applies.
 
     Retrying is outermost: a call that waits for its next try holds no slot. What waits for the
-    rate holds one, so that the rate orders few calls and not all of them.
+    rate holds one, so that the rate orders few calls and not all of them. Haste is innermost: the
+    time of waiting is no sign of being stuck.
     """
+    objects = _Objects(objects, Hastened(Pace(), clock, observe))
     if rate is not None:
         objects = _Objects(objects, Throttled(rate))
     objects = _Objects(objects, Limited(max_requests))
-    return _Objects(objects, Retried(backoff or Backoff(), clock, observe))
+    return _Objects(objects, Retried(backoff or Backoff(), clock, observe, budget))
 
 
 def equip_trees(

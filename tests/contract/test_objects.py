@@ -8,6 +8,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from asyncsync.storage import ObjectStore
+from asyncsync.storage.behaviours import Rate
 from asyncsync.storage.memory import MemoryObjects, memory_objects
 from asyncsync.storage.objects import (
     Capabilities,
@@ -18,7 +19,7 @@ from asyncsync.storage.objects import (
     Part,
     Upload,
 )
-from asyncsync.storage.wrappers import Rate, equip_objects
+from asyncsync.storage.wrappers import equip_objects
 from asyncsync.testing import FakeClock, ObjectStoreContract
 
 

@@ -12,6 +12,7 @@ from asyncsync.digest import CHUNK_BYTES
 from asyncsync.errors import AsyncSyncError, NotCommittedError
 from asyncsync.manifest import Manifest, encode
 from asyncsync.names import MANIFEST, is_ours
+from asyncsync.storage.behaviours import Rate
 from asyncsync.storage.committed import CommittedTrees
 from asyncsync.storage.memory import MemoryObjects
 from asyncsync.storage.objects import Capabilities, Data
@@ -30,7 +31,7 @@ from asyncsync.storage.trees import (
     TreeStore,
     TreeWriter,
 )
-from asyncsync.storage.wrappers import Rate, equip_objects, equip_trees
+from asyncsync.storage.wrappers import equip_objects, equip_trees
 from asyncsync.testing import FakeClock, TreeStoreContract
 from asyncsync.testing.values import make_manifest
 

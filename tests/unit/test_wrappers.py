@@ -9,12 +9,13 @@ import pytest
 from asyncsync.errors import NotFoundError, SlowDownError, StalledError, TransientError
 from asyncsync.events import Event, Retrying
 from asyncsync.manifest import Manifest
+from asyncsync.storage.behaviours import Limited, Rate
 from asyncsync.storage.committed import CommittedTrees
 from asyncsync.storage.memory import MemoryObjects
 from asyncsync.storage.objects import ObjectInfo
 from asyncsync.storage.retrying import Backoff
 from asyncsync.storage.trees import Block, Intent, NewFile
-from asyncsync.storage.wrappers import Limited, Rate, equip_objects, equip_trees
+from asyncsync.storage.wrappers import equip_objects, equip_trees
 from asyncsync.testing import FailAt, FakeClock, FaultyObjects, settle
 from asyncsync.testing.values import OLD, load, make_manifest, save
 
