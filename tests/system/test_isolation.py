@@ -393,6 +393,28 @@ async def test_a_call_whose_engine_dies_says_so_and_the_next_one_starts_another(
     assert sorted(os.listdir(tmp_path)) == ["source", "to"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_the_next_engine_goes_on_with_what_the_last_one_had_sent(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    source = make(tmp_path / "source", {name: os.urandom(400_000) for name in "abcd"})
+    moved: list[int] = []
+    async with StorageSyncer(bwlimit=400_000) as syncer:
+
+        def end(event: Event) -> None:
+            if isinstance(event, Moved):
+                moved.append(event.moved_bytes)
+                os.kill(engine_of(syncer), number)
+
+        with pytest.raises(TransientError):
+            await syncer.sync_up(source, tmp_path / "to", observe=end)
+        receipt = await syncer.sync_up(source, tmp_path / "to")
+
+    assert 0 < moved[0] <= receipt.resumed_bytes
+    assert receipt.resumed_bytes + receipt.sent_bytes == receipt.size_bytes
+    assert sorted(os.listdir(tmp_path)) == ["source", "to"]
+
+
 async def test_an_engine_that_is_asked_to_stop_cleans_up_first(tmp_path: Path) -> None:
     source = make(tmp_path / "source", LARGE)
     async with StorageSyncer(bwlimit=500_000) as syncer:
