@@ -31,6 +31,7 @@ __all__ = [
     "holder_of",
     "is_commit_file",
     "is_ours",
+    "is_snapshot",
     "new_attempt",
     "parts_name",
     "sort_key",
@@ -58,7 +59,7 @@ _COMMIT_FILES = frozenset(
 )
 
 _RESERVED = ".asyncsync"
-_HOLDER = re.compile(r"\.(?P<name>.*)\.asyncsync-(?P<kind>tmp|trash)-[0-9a-f]{32}", re.DOTALL)
+_HOLDER = re.compile(r"\.(?P<name>.*)\.asyncsync-(?P<kind>tmp|trash|snap)-[0-9a-f]{32}", re.DOTALL)
 _INNER = re.compile(r"\.asyncsync-tmp-[0-9a-f]{32}")
 
 PARTS = re.compile(r"(.+)\.asyncsync-parts-([0-9a-f]{32})", re.DOTALL)
@@ -88,12 +89,18 @@ def holder_name(name: str, kind: str, attempt: str) -> str:
 
 
 def holder_of(entry: str, name: str) -> str | None:
-    """`tmp` or `trash` when `entry` is a holder of the tree `name` beside it, else None."""
+    """`tmp`, `trash` or `snap` if `entry` is a holder of the tree `name` beside it, else None."""
     match = _HOLDER.fullmatch(entry)
     if match is None:
         return None
     kind = match["kind"]
     return kind if entry == holder_name(name, kind, entry[-32:]) else None
+
+
+def is_snapshot(entry: str) -> bool:
+    """Whether a name is that of the holder of some tree's snapshot."""
+    match = _HOLDER.fullmatch(entry)
+    return match is not None and match["kind"] == "snap"
 
 
 def parts_name(key: str, upload_id: str) -> str:

@@ -2,17 +2,21 @@
 
 from .committed import Committed, Inspected, Unverified
 from .engine import Arrived, Bounds, Engine, Outcome, Tally
+from .failures import unstable
 from .journal import Journal
 from .plan import Plan, plan_transfer
 from .records import Records
+from .snapshot import Chosen, Held, Snapshots
 from .source import Directory, Links, Scan, SourceFile
 
 __all__ = [
     "Arrived",
     "Bounds",
+    "Chosen",
     "Committed",
     "Directory",
     "Engine",
+    "Held",
     "Inspected",
     "Journal",
     "Links",
@@ -20,8 +24,10 @@ __all__ = [
     "Plan",
     "Records",
     "Scan",
+    "Snapshots",
     "SourceFile",
     "Tally",
     "Unverified",
     "plan_transfer",
+    "unstable",
 ]

@@ -1,13 +1,25 @@
-"""From what a task group raises to the one error a caller wants to see."""
+"""Errors of a whole tree: from those of a task group or of several files to the one to raise."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from ..errors import AsyncSyncError, TransferError
+from ..errors import AsyncSyncError, SourceChangedError, TransferError, quote, quote_some
+from ..names import sort_key
 
-__all__ = ["one_error"]
+__all__ = ["one_error", "unstable"]
+
+
+def unstable(source: str, what: str, paths: Iterable[str]) -> SourceChangedError:
+    """The error for files of `source` that did not hold still; `what` they did."""
+    names = sorted(paths, key=sort_key)
+    return SourceChangedError(
+        f"{len(names)} file(s) in {quote(source)} {what}: {quote_some(names)}; "
+        "sync when nothing writes there",
+        side="source",
+        paths=names,
+    )
 
 
 @contextmanager

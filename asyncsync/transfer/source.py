@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator, Collection, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, NamedTuple
@@ -101,29 +101,45 @@ class Directory:
     """A directory held open. Made by `Directory.open`.
 
     Attributes:
-        path: absolute.
+        path: absolute; what messages call it.
         kind: `rolling` tolerates links and growing files, `sealed` tolerates neither.
+        ctimes: whether another time of its last status change makes a file another version.
     """
 
     def __init__(self, fd: int, path: str, kind: Kind, links: Links, threads: Threads) -> None:
         self.path, self.kind, self.links = path, kind, links
+        self.ctimes, self._place = True, path
         self._fd, self._threads = fd, threads
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, path: str, kind: Kind, threads: Threads, *, links: Links = "refuse"
+        cls,
+        path: str,
+        kind: Kind,
+        threads: Threads,
+        *,
+        links: Links = "refuse",
+        at: str | None = None,
+        ctimes: bool = True,
     ) -> AsyncIterator[Directory]:
         """Hold `path` open for the length of the block.
+
+        Args:
+            at: where it is read, if that is not where it is known to be.
+            ctimes: False where names of its files come and go meanwhile: that sets theirs.
 
         Raises:
             NotFoundError: nothing is there.
             ConfigError: it is a file.
         """
         fds: list[int] = []
+        place = at or path
         try:
-            await threads.run(lambda: fds.append(_open_directory(path)))
-            yield cls(fds[0], path, kind, links, threads)
+            await threads.run(lambda: fds.append(_open_directory(place, path)))
+            directory = cls(fds[0], path, kind, links, threads)
+            directory.ctimes, directory._place = ctimes, place
+            yield directory
         finally:
             for fd in fds:
                 os.close(fd)
@@ -184,7 +200,7 @@ class Directory:
         """What was walked may have been renamed or deleted: its files are not just gone then."""
         here = os.fstat(self._fd)
         with suppress(FileNotFoundError, NotADirectoryError):
-            there = os.stat(self.path)
+            there = os.stat(self._place)
             if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
                 return
         raise SourceChangedError(
@@ -197,6 +213,29 @@ class Directory:
         """Open a file below for reading; links lead anywhere below when they are followed."""
         flags = os.O_RDONLY | os.O_NONBLOCK
         return open_beneath(self._fd, path, flags, follow=self.links == "follow")
+
+    def stamp(self, found: os.stat_result) -> tuple[int, int, int, int, int, int]:
+        """What two versions of a file differ in, in the order of a SourceFile."""
+        stamp = _stamp(found)
+        return stamp if self.ctimes else (*stamp[:3], 0, *stamp[4:])
+
+    @contextmanager
+    def opened(self, file: SourceFile) -> Iterator[int]:
+        """A file held open in the version that the walk saw, or grown from it; blocks.
+
+        Raises Moving when it is another.
+        """
+        fd = self._open(file)
+        try:
+            if not self._acceptable(file, os.fstat(fd)):
+                raise Moving(file.path)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def is_version(self, file: SourceFile, fd: int) -> bool:
+        """Whether what is open is still what the walk saw, and nothing was added."""
+        return self.stamp(os.fstat(fd)) == file[1:]
 
     def _open(self, file: SourceFile) -> int:
         try:
@@ -221,46 +260,34 @@ class Directory:
     def _read(self, file: SourceFile, number: int, into: memoryview | None = None) -> Piece:
         start = number * CHUNK_BYTES
         end = min(file.size_bytes, start + CHUNK_BYTES)
-        fd = self._open(file)
-        try:
-            found = os.fstat(fd)
-            if not self._acceptable(file, found):
-                raise Moving(file.path)
-            piece = _read_piece(fd, file, start, end, into, sparse=_is_sparse(found))
-            if piece.block.extents and _stamp(os.fstat(fd)) != file[1:]:
+        with self.opened(file) as fd:
+            piece = _read_piece(fd, file, start, end, into, sparse=_is_sparse(os.fstat(fd)))
+            if piece.block.extents and not self.is_version(file, fd):
                 # A hole may have been filled after we had looked where the holes are.
                 return _read_piece(fd, file, start, end, into, sparse=False)
             return piece
-        finally:
-            os.close(fd)
 
     def _acceptable(self, file: SourceFile, found: os.stat_result) -> bool:
-        if _stamp(found) == file[1:]:
+        if self.stamp(found) == file[1:]:
             return True
         same = (found.st_dev, found.st_ino) == (file.device, file.inode)
         return self.kind == "rolling" and same and found.st_size >= file.size_bytes
 
     def _confirm(self, file: SourceFile, chunks: Sequence[str]) -> None:
-        fd = self._open(file)
-        try:
-            found = os.fstat(fd)
-            if _stamp(found) == file[1:]:
+        with self.opened(file) as fd:
+            if self.is_version(file, fd):
                 return
-            if not self._acceptable(file, found):
-                raise Moving(file.path)
             for number, expected in enumerate(chunks):
                 start = number * CHUNK_BYTES
                 end = min(file.size_bytes, start + CHUNK_BYTES)
                 piece = _read_piece(fd, file, start, end, None, sparse=False)
                 if piece.digest != expected:
                     raise Moving(file.path)
-        finally:
-            os.close(fd)
 
 
-def _open_directory(path: str) -> int:
+def _open_directory(place: str, path: str) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NotFoundError(
             f"source {quote(path)} does not exist; check the spelling and that it is mounted",
@@ -374,7 +401,7 @@ class _Walk:
             target = self._follow(path)
             found = target if target is not None else found
         if stat.S_ISREG(found.st_mode):
-            self._scan.files[path] = SourceFile(path, *_stamp(found))
+            self._scan.files[path] = SourceFile(path, *self._tree.stamp(found))
         else:
             self._cannot_keep(path, _kind_of(found.st_mode))
 

@@ -21,6 +21,7 @@ from asyncsync.names import (
     holder_of,
     is_commit_file,
     is_ours,
+    is_snapshot,
     new_attempt,
     sort_key,
 )
@@ -58,6 +59,7 @@ REFUSED = {
     ".asyncsync-of-my-own": "reserved",
     f".victim.asyncsync-tmp-{A}/old/x": "temporary directory",
     f"sub/.victim.asyncsync-trash-{A}": "temporary directory",
+    f".victim.asyncsync-snap-{A}/tree/x": "temporary directory",
     f"x.asyncsync-parts-{B}/00001": "temporary directory",
     f"sub/x.asyncsync-parts-{B}/mine": "temporary directory",
     f"a\nb.asyncsync-parts-{B}": "temporary directory",
@@ -212,7 +214,7 @@ COMPONENTS = st.one_of(
     st.sampled_from([b"trial_1", b"trial_10", b".trial_1", b"x" * 255, b"x" * 254 + b"y"]),
 ).filter(lambda raw: b"\0" not in raw and raw not in (b".", b".."))
 NAMES = COMPONENTS.map(os.fsdecode)
-KINDS = st.sampled_from(["tmp", "trash"])
+KINDS = st.sampled_from(["tmp", "trash", "snap"])
 
 
 @given(name=NAMES, kind=KINDS)
@@ -262,6 +264,14 @@ def test_without_a_name_the_holder_is_inside_the_tree_and_ours() -> None:
 
     assert inside == f".asyncsync-tmp-{A}"
     assert is_ours(inside)
+
+
+def test_the_snapshot_of_any_tree_is_told_from_other_holders() -> None:
+    kinds = ("tmp", "trash", "snap")
+
+    assert [is_snapshot(holder_name("ckpt", kind, A)) for kind in kinds] == [False, False, True]
+    assert is_snapshot(holder_name("x" * 255, "snap", A))
+    assert not is_snapshot(f"ckpt.asyncsync-snap-{A}")
 
 
 @pytest.mark.parametrize(

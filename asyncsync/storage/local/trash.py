@@ -118,9 +118,12 @@ def _remove_own_directory(root: int, name: str) -> None:
 
 
 def holders(parent: int, name: str) -> list[tuple[str, str]]:
-    """(entry, kind) of the holders of tree `name` in the open directory `parent`."""
+    """(entry, kind) of the holders of versions of tree `name` in the open directory `parent`.
+
+    Snapshots are none: they hold what is a source, and who takes them sweeps them.
+    """
     kinds = ((entry, holder_of(entry, name)) for entry in sorted(os.listdir(parent)))
-    return [(entry, kind) for entry, kind in kinds if kind]
+    return [(entry, kind) for entry, kind in kinds if kind and kind != "snap"]
 
 
 def bury(
