@@ -23,7 +23,7 @@ AsyncSyncError                    1
 ├── IntegrityError                8   bytes or a manifest are not what was committed
 │   └── FormatError               8   a manifest of a version that this release cannot read
 ├── DeadlineError                10   the time allowed is over
-└── TransferError                 6   several files failed; see `.failures`
+└── TransferError                 6   several files or saves failed; see `.failures`
 """
 
 from __future__ import annotations
@@ -211,10 +211,10 @@ class DeadlineError(AsyncSyncError, TimeoutError):
 
 
 class TransferError(AsyncSyncError):
-    """Several files failed.
+    """Several files failed, or saves from snapshots that nobody waited for.
 
     Attributes:
-        failures: the errors, one for each file.
+        failures: the errors, one for each.
     """
 
     exit_code = 6

@@ -17,6 +17,7 @@ __all__ = [
     "Reduced",
     "Retrying",
     "Skipped",
+    "Snapshotted",
     "SourceChanged",
     "Started",
     "ignore",
@@ -64,6 +65,17 @@ class Skipped:
 
     path: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshotted:
+    """The source is held still elsewhere: from here on it may change.
+
+    `way` is the weakest that was taken for a file: `reflink`, `copy` or `link`.
+    """
+
+    way: str
+    waited_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +135,7 @@ Event = (
     | Planned
     | Moved
     | Skipped
+    | Snapshotted
     | SourceChanged
     | Retrying
     | Reduced

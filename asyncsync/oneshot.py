@@ -1,4 +1,7 @@
-"""One-shot functions: each opens a StorageSyncer, uses it and closes it."""
+"""One-shot functions: each opens a StorageSyncer, uses it and closes it.
+
+There are no snapshots: closing waits for what was saved, so nobody would have control back sooner.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The one-shot functions for programs that are not async: `from asyncsync import sync`.
 
 Each blocks until it is done. In a thread whose event loop is running already, as in a notebook,
-the work is done in another thread, and that loop waits.
+the work is done in another thread, and that loop waits. There are no snapshots: when a call has
+returned, all is done.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from .base import AsyncSyncer, Path, Receipt
 from .command import CommandSyncer
 from .commits import Commit, ProbeReport, VerifyReport
+from .saved import Saved
 from .settings import SyncConfig
 from .storage_syncer import Isolation, StorageSyncer
 from .upload import SyncPlan
@@ -15,6 +16,7 @@ __all__ = [
     "Path",
     "ProbeReport",
     "Receipt",
+    "Saved",
     "StorageSyncer",
     "SyncConfig",
     "SyncPlan",

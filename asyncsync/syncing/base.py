@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from ..manifest import Kind
 from ..storage import Deleted, Durability
 
-__all__ = ["DAY_S", "AsyncSyncer", "Path", "Receipt"]
+__all__ = ["DAY_S", "AsyncSyncer", "Path", "Receipt", "Snapshot"]
 
 DAY_S = 86_400.0
 """How long an interrupted attempt is left alone by default, so that it can be gone on with."""
 
 Path = str | os.PathLike[str]
+Snapshot = bool | Literal["link"]
+"""Whether to hold the source still; `link`: second names do, nobody rewrites a file in place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,9 @@ class Receipt:
         left_out: names that cannot be part of a rolling tree (links, sockets), with the reason.
         rounds: how often the source was read until it held still; 1 is normal.
         seconds: how long it took.
-        snapshot: how the source was held still: `in place`, by checking that nothing changed.
+        snapshot: how the source was held still: `in place`, by checking that nothing changed; or
+            by a snapshot, `reflink`, `copy` or `link`: the weakest way taken for a file of it.
+        waited_s: of an upload: until the caller had control back and the source could change.
         durability: what the commit survives: `memory`, `reduced`, `fsync` or `cloud`.
     """
 
@@ -52,7 +56,8 @@ class Receipt:
     left_out: tuple[tuple[str, str], ...] = ()
     rounds: int = 1
     seconds: float = 0.0
-    snapshot: str = "in place"
+    snapshot: Literal["in place", "reflink", "copy", "link"] = "in place"
+    waited_s: float = 0.0
     durability: Durability = "fsync"
 
 

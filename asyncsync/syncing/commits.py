@@ -13,9 +13,11 @@ from ..errors import (
     quote,
     quote_some,
 )
+from ..events import Observer, Skipped
 from ..location import Location
 from ..manifest import Header, Kind
 from ..storage import TreeCapabilities, TreeStore
+from ..transfer import Engine, Inspected, Tally
 from .decisions import step_of
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "read_commit",
     "refuse_damaged",
     "to_restore",
+    "verify_commit",
 ]
 
 
@@ -197,4 +200,26 @@ def damaged_error(commit: Commit, reason: str, older: Sequence[Commit]) -> Integ
     return IntegrityError(
         f"the newest commit, {quote(commit.location)}, is damaged: {reason}; {offer}",
         side="source",
+    )
+
+
+async def verify_commit(
+    store: TreeStore, tree: str, remote: Location, engine: Engine, observe: Observer
+) -> VerifyReport:
+    """Read every byte of a commit and compare it with the manifest; raises as `verify`."""
+    manifest = await store.read_manifest(tree)
+    async with store.open(tree, manifest) as reader:
+        source = Inspected(reader, quote(str(remote)))
+        await engine.check(tuple(manifest.files.values()), source, Tally(observe))
+    for entry in manifest.nested:
+        try:
+            await store.read_header(f"{tree}/{entry.path}".lstrip("/"))
+        except NotFoundError:
+            observe(Skipped(path=entry.path, reason="this commit inside is gone"))
+    return VerifyReport(
+        location=str(remote),
+        identity=manifest.identity,
+        files=manifest.header.files,
+        size_bytes=manifest.header.size_bytes,
+        failures=tuple(sorted(source.damaged.items())),
     )

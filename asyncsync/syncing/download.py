@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -27,8 +27,9 @@ from ..storage import Durability, Intent, NewFile, Stored, TreeStore, TreeWriter
 from ..storage.local import LocalTrees
 from ..transfer import Arrived, Directory, Scan, SourceFile, Tally, Unverified
 from ..transfer import Committed as CommittedSource
-from .base import Receipt
+from .base import Path, Receipt
 from .decisions import LocalTree, RestorePlan, check_foreign, plan_restore
+from .requests import local_path
 from .tools import Tools
 from .upload import SyncPlan
 
@@ -43,6 +44,23 @@ class DownloadRequest:
     local: str
     selection: Selection
     allow_unverified: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        remote_dir: Path,
+        local_dir: Path,
+        exclude: Sequence[str],
+        include: Sequence[str],
+        allow_unverified: bool,
+    ) -> DownloadRequest:
+        """The request, checked."""
+        return cls(
+            remote=Location.parse(remote_dir),
+            local=local_path(local_dir),
+            selection=Selection(exclude, include),
+            allow_unverified=allow_unverified,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import (
     AsyncGenerator,
@@ -12,7 +13,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,24 +23,20 @@ from ..clock import Clock, SystemClock
 from ..concurrency import Threads
 from ..errors import (
     AsyncSyncError,
-    BusyError,
     ConfigError,
-    ConflictError,
     DeadlineError,
     IntegrityError,
-    NotFoundError,
     TransferError,
     quote,
 )
-from ..events import FellBack, Kept, Observer, Skipped, Started, ignore
+from ..events import FellBack, Kept, Observer, Snapshotted, Started, ignore
 from ..location import Location
 from ..manifest import Kind
-from ..patterns import Selection
 from ..storage import Backoff, Deleted, Rate, Stores, TreeStore, retry
-from ..transfer import Bounds, Engine, Inspected, Links, Tally
+from ..transfer import Bounds, Engine, Links, Snapshots
 from ..units import MIB
 from ..version import __version__
-from .base import DAY_S, Path, Receipt
+from .base import DAY_S, Path, Receipt, Snapshot
 from .commits import (
     Commit,
     ProbeReport,
@@ -49,15 +46,18 @@ from .commits import (
     find_commits,
     refuse_damaged,
     to_restore,
+    verify_commit,
 )
+from .contended import run_contended
 from .decisions import check_overlap
 from .download import Download, DownloadRequest
 from .follow import Watch, poll
 from .newest import Look, Newest
 from .probing import probe_root
-from .requests import local_path, upload_request
+from .requests import Request, check_snapshot, upload_request
 from .tools import Tools
-from .upload import Request, SyncPlan, Upload
+from .upload import SyncPlan, Upload
+from .writers import Turn, Writers
 
 __all__ = ["LoopSyncer"]
 
@@ -71,9 +71,12 @@ class LoopSyncer:
     """See StorageSyncer for what each method promises; `remote_dir` and `local_dir` are absolute.
 
     It belongs to the event loop that uses it first.
+
+    Args:
+        turn: keeps writers apart that this syncer does not know of.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the settings of the front door
         self,
         *,
         memory_bytes: int = 256 * MIB,
@@ -81,8 +84,10 @@ class LoopSyncer:
         max_requests: int = 32,
         bwlimit: float | None = None,
         sync_timeout: float | None = None,
+        snapshot_bytes: int | None = None,
         observe: Observer = ignore,
         clock: Clock | None = None,
+        turn: Turn | None = None,
     ) -> None:
         for name, value in (
             ("memory_bytes", memory_bytes),
@@ -90,6 +95,7 @@ class LoopSyncer:
             ("max_requests", max_requests),
             ("bwlimit", bwlimit),
             ("sync_timeout", sync_timeout),
+            ("snapshot_bytes", snapshot_bytes),
         ):
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be above 0, not {value!r}")
@@ -107,6 +113,8 @@ class LoopSyncer:
             rate=Rate(bwlimit, self._clock) if bwlimit is not None else None,
             observe=observe,
         )
+        self._snapshots = Snapshots(self._threads, self._clock, bound_bytes=snapshot_bytes)
+        self._writers = Writers(turn)
         self._newest = Newest()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -144,24 +152,43 @@ class LoopSyncer:
         replace: bool = False,
         links: Links = "refuse",
         step: int | None = None,
+        snapshot: Snapshot = False,
         observe: Observer = ignore,
     ) -> Receipt:
         request = upload_request(
-            local_dir, remote_dir, Selection(exclude, include), kind, links, replace, step
+            local_dir, remote_dir, exclude, include, kind, links, replace, step
         )
-        async with self._store(request.remote, observe) as (store, tree):
+        check_snapshot(snapshot)
+        started = self._clock.monotonic()
+        async with (
+            self._store(request.remote, observe) as (store, tree),
+            AsyncExitStack() as stack,
+        ):
             await self._check_overlap(request.local, request.remote)
+            alone, held = self._writers.alone(request.remote), None
+            if not snapshot:
+                await stack.enter_async_context(alone)
             observe(Started(direction="up", source=request.local, target=str(request.remote)))
-
-            async def attempt() -> Receipt:
-                try:
-                    return await self._upload(request, store, tree, observe).run()
-                except ConflictError:
-                    # Somebody committed after we had looked: whether that is a conflict or the
-                    # same content is for a second look to say.
-                    return await self._second(request, store, tree, observe)
-
-            return await self._bounded("sync up", request.remote, attempt, observe)
+            make = partial(self._upload, store=store, tree=tree, observe=observe)
+            if snapshot:  # before its turn: whoever waits for control does not wait for others
+                held = await self._bounded(
+                    "take a snapshot for",
+                    request.remote,
+                    lambda: make(request).hold(stack, self._snapshots, link=snapshot == "link"),
+                    observe,
+                )
+                if held is not None:
+                    waited_s = self._clock.monotonic() - started
+                    observe(Snapshotted(way=held.way, waited_s=waited_s))
+                    request = dataclasses.replace(request, held=held)
+                await stack.enter_async_context(alone)
+            receipt = await self._bounded(
+                "sync up", request.remote, lambda: run_contended(request, make), observe
+            )
+        if held is None:
+            waited_s = self._clock.monotonic() - started
+        way = held.way if held is not None else "in place"
+        return dataclasses.replace(receipt, snapshot=way, waited_s=waited_s)
 
     async def plan_up(
         self,
@@ -175,7 +202,7 @@ class LoopSyncer:
         links: Links = "refuse",
     ) -> SyncPlan:
         request = upload_request(
-            local_dir, remote_dir, Selection(exclude, include), kind, links, replace, None
+            local_dir, remote_dir, exclude, include, kind, links, replace, None
         )
         async with self._store(request.remote, self._observe) as (store, tree):
             await self._check_overlap(request.local, request.remote)
@@ -191,7 +218,7 @@ class LoopSyncer:
         allow_unverified: bool = False,
         observe: Observer = ignore,
     ) -> Receipt:
-        request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
+        request = DownloadRequest.of(remote_dir, local_dir, exclude, include, allow_unverified)
         async with self._store(request.remote, observe) as (store, tree):
             await self._check_overlap(request.local, request.remote)
             observe(Started(direction="down", source=str(request.remote), target=request.local))
@@ -210,7 +237,7 @@ class LoopSyncer:
         include: Sequence[str] = (),
         allow_unverified: bool = False,
     ) -> SyncPlan:
-        request = self._download_request(remote_dir, local_dir, exclude, include, allow_unverified)
+        request = DownloadRequest.of(remote_dir, local_dir, exclude, include, allow_unverified)
         async with self._store(request.remote, self._observe) as (store, tree):
             await self._check_overlap(request.local, request.remote)
             return await self._download(request, store, tree, ignore).plan()
@@ -223,7 +250,10 @@ class LoopSyncer:
         observe: Observer = ignore,
     ) -> Deleted:
         remote = Location.parse(remote_dir)
-        async with self._store(remote, observe) as (store, tree):
+        async with (
+            self._store(remote, observe) as (store, tree),
+            self._writers.alone(remote),
+        ):
             observe(Started(direction="delete", source=str(remote), target=str(remote)))
 
             async def attempt() -> Deleted:
@@ -249,32 +279,12 @@ class LoopSyncer:
 
             async def attempt() -> VerifyReport:
                 for _ in range(_REREADS):
-                    report = await self._verify(store, tree, remote, observe)
+                    report = await verify_commit(store, tree, remote, self._engine, observe)
                     if report.ok or await self._is_current(store, tree, report.identity):
                         return report
                 return report
 
             return await self._bounded("verify", remote, attempt, observe)
-
-    async def _verify(
-        self, store: TreeStore, tree: str, remote: Location, observe: Observer
-    ) -> VerifyReport:
-        manifest = await store.read_manifest(tree)
-        async with store.open(tree, manifest) as reader:
-            source = Inspected(reader, quote(str(remote)))
-            await self._engine.check(tuple(manifest.files.values()), source, Tally(observe))
-        for entry in manifest.nested:
-            try:
-                await store.read_header(f"{tree}/{entry.path}".lstrip("/"))
-            except NotFoundError:
-                observe(Skipped(path=entry.path, reason="this commit inside is gone"))
-        return VerifyReport(
-            location=str(remote),
-            identity=manifest.identity,
-            files=manifest.header.files,
-            size_bytes=manifest.header.size_bytes,
-            failures=tuple(sorted(source.damaged.items())),
-        )
 
     async def commits(self, remote_dir: Path) -> AsyncGenerator[Commit, None]:
         for commit in await self._find(Location.parse(remote_dir)):
@@ -386,20 +396,6 @@ class LoopSyncer:
     def _upload(self, request: Request, store: TreeStore, tree: str, observe: Observer) -> Upload:
         return Upload(request, store, tree, self._tools(observe))
 
-    async def _second(
-        self, request: Request, store: TreeStore, tree: str, observe: Observer
-    ) -> Receipt:
-        try:
-            return await self._upload(request, store, tree, observe).run()
-        except ConflictError as exc:
-            if not request.replace:
-                raise
-            raise BusyError(
-                f"{quote(str(request.remote))} is being written by others again and again; "
-                "try later",
-                side="target",
-            ) from exc
-
     def _download(
         self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer
     ) -> Download:
@@ -433,18 +429,3 @@ class LoopSyncer:
             return identity is None or (await store.read_header(tree)).identity == identity
         except AsyncSyncError:
             return True  # it is gone or unreadable by now: the first error is the one to report
-
-    @staticmethod
-    def _download_request(
-        remote_dir: Path,
-        local_dir: Path,
-        exclude: Sequence[str],
-        include: Sequence[str],
-        allow_unverified: bool,
-    ) -> DownloadRequest:
-        return DownloadRequest(
-            remote=Location.parse(remote_dir),
-            local=local_path(local_dir),
-            selection=Selection(exclude, include),
-            allow_unverified=allow_unverified,
-        )

@@ -3,25 +3,75 @@
 from __future__ import annotations
 
 import operator
-from typing import get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from ..errors import ConfigError, quote
 from ..location import Location
 from ..manifest import Kind
 from ..patterns import Selection
-from ..transfer import Links
-from .base import Path
-from .upload import Request
+from ..transfer import Held, Links
+from .base import Path, Snapshot
 
-__all__ = ["local_path", "upload_request"]
+__all__ = ["Request", "check_snapshot", "local_path", "upload_request"]
 
 _MAX_STEP = 10**18  # what a name may end in, too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the caller of an upload asked for; `held` is a snapshot of `local` to read instead."""
+
+    local: str
+    remote: Location
+    selection: Selection
+    kind: Kind | None = None
+    replace: bool = False
+    links: Links = "refuse"
+    step: int | None = None
+    held: Held | None = None
+
+    @property
+    def place(self) -> str:
+        """The directory that is read."""
+        return self.held.path if self.held else self.local
+
+    @property
+    def what(self) -> str:
+        """The request in words."""
+        return f"{quote(self.local)} to {quote(str(self.remote))}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the methods for going up have in common, as plain values."""
+        return {
+            "local_dir": self.local,
+            "remote_dir": str(self.remote),
+            "exclude": self.selection.exclude,
+            "include": self.selection.include,
+            "kind": self.kind,
+            "replace": self.replace,
+            "links": self.links,
+        }
+
+    def inside(self, path: str) -> Request:
+        """The same for a commit inside, as a tree of its own."""
+        return Request(
+            local=f"{self.local}/{path}",
+            remote=self.remote / path,
+            selection=self.selection.below(path),
+            replace=self.replace,
+            links=self.links,
+            held=self.held.nested[path] if self.held else None,
+        )
 
 
 def upload_request(
     local_dir: Path,
     remote_dir: Path,
-    selection: Selection,
+    exclude: Sequence[str],
+    include: Sequence[str],
     kind: Kind | None,
     links: Links,
     replace: bool,
@@ -37,12 +87,18 @@ def upload_request(
     return Request(
         local=local_path(local_dir),
         remote=Location.parse(remote_dir),
-        selection=selection,
+        selection=Selection(exclude, include),
         kind=kind,
         replace=replace,
         links=links,
         step=_step(step),
     )
+
+
+def check_snapshot(snapshot: Snapshot) -> None:
+    """Refuse what says of no way whether it may be taken."""
+    if not (isinstance(snapshot, bool) or snapshot == "link"):
+        raise ConfigError(f"snapshot is True, False or 'link', not {snapshot!r}")
 
 
 def _step(step: int | None) -> int | None:

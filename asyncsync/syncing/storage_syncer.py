@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args, overload
 
 from ..clock import Clock
 from ..errors import ConfigError, quote
@@ -17,11 +17,12 @@ from ..patterns import Selection
 from ..storage import Deleted
 from ..transfer import Links
 from ..units import MIB
-from .base import DAY_S, Path, Receipt
+from .base import DAY_S, Path, Receipt, Snapshot
 from .commits import Commit, ProbeReport, VerifyReport
 from .isolation import Client
 from .loop_syncer import LoopSyncer
 from .requests import local_path, upload_request
+from .saved import Saved, Saves
 from .upload import SyncPlan
 
 __all__ = ["Isolation", "StorageSyncer"]
@@ -39,6 +40,7 @@ class _Settings:
     max_requests: int
     bwlimit: float | None
     sync_timeout: float | None
+    snapshot_bytes: int | None
 
 
 class StorageSyncer:
@@ -61,14 +63,16 @@ class StorageSyncer:
         max_files: files, or batches of small ones, in progress at once.
         max_requests: reads and writes in progress at once.
         bwlimit: bytes per second that may move, over all syncs; None is no limit.
-        sync_timeout: seconds that one sync may take as a whole; None is no limit.
+        sync_timeout: seconds that one sync may take as a whole; None is no limit. For one from a
+            snapshot they are counted twice: until its caller has control back, and from then on.
+        snapshot_bytes: files that all snapshots together may hold; None: half of the free space.
         observe: is called with every event; it must be quick. An observer given to a method
             hears of that sync alone, and not of what concerns a store as a whole. What it raises
             ends the sync.
         clock: what it takes the time from; on the caller's loop only.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the settings of the front door
         self,
         *,
         isolation: Isolation = "process",
@@ -77,6 +81,7 @@ class StorageSyncer:
         max_requests: int = 32,
         bwlimit: float | None = None,
         sync_timeout: float | None = None,
+        snapshot_bytes: int | None = None,
         observe: Observer = ignore,
         clock: Clock | None = None,
     ) -> None:
@@ -90,10 +95,12 @@ class StorageSyncer:
             max_requests=max_requests,
             bwlimit=bwlimit,
             sync_timeout=sync_timeout,
+            snapshot_bytes=snapshot_bytes,
         )
         self._isolation, self._observe = isolation, observe
         settings = asdict(self._settings)
         here = LoopSyncer(**settings, observe=observe, clock=clock)  # checks them, too
+        self._saves = Saves(observe)
         self._engine = here if isolation == "loop" else Client(isolation, settings, observe)
 
     def __reduce__(self) -> tuple[Callable[..., StorageSyncer], tuple[Isolation, _Settings]]:
@@ -108,13 +115,62 @@ class StorageSyncer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        if kind is None:
+            await self.aclose()
+            return
+        try:
+            await self._saves.stop()
+        finally:
+            await self._engine.aclose()
 
     async def aclose(self) -> None:
-        """Let go of threads and connections; what still runs is cancelled. Again: no effect."""
-        await self._engine.aclose()
+        """Wait for the saves that were begun on this event loop, and let go of everything.
+
+        What else runs is cancelled; so are those saves when this is cancelled, or `async with` is
+        left by an exception. Again: no effect.
+
+        Raises:
+            TransferError: saves failed whose `durable` nobody has awaited; names them.
+        """
+        try:
+            await self._saves.drain()
+        finally:
+            await self._engine.aclose()
+        self._saves.raise_lost()
 
     # -- up, down, delete
+
+    @overload
+    async def sync_up(
+        self,
+        local_dir: Path,
+        remote_dir: Path,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        kind: Kind | None = None,
+        replace: bool = False,
+        links: Links = "refuse",
+        step: int | None = None,
+        snapshot: Literal[False] = False,
+        observe: Observer | None = None,
+    ) -> Receipt: ...
+
+    @overload
+    async def sync_up(
+        self,
+        local_dir: Path,
+        remote_dir: Path,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        kind: Kind | None = None,
+        replace: bool = False,
+        links: Links = "refuse",
+        step: int | None = None,
+        snapshot: Literal[True, "link"],
+        observe: Observer | None = None,
+    ) -> Saved: ...
 
     async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise of its own
         self,
@@ -127,12 +183,16 @@ class StorageSyncer:
         replace: bool = False,
         links: Links = "refuse",
         step: int | None = None,
+        snapshot: Snapshot = False,
         observe: Observer | None = None,
-    ) -> Receipt:
+    ) -> Receipt | Saved:
         """Make `remote_dir` hold what `local_dir` holds, and commit it.
 
-        Readers see the version before or this one, never anything between, also when it fails or
-        is cancelled.
+        Readers see the version before or this one, also when it fails or is cancelled.
+
+        With `snapshot` it returns as soon as `local_dir` may change; `Saved.durable` waits for
+        the commit. Where there can be no snapshot, as on a full disk, all is done by then. Saves
+        of one syncer to one target are committed in the order in which they returned.
 
         Args:
             exclude, include: gitignore patterns relative to `local_dir`.
@@ -141,6 +201,8 @@ class StorageSyncer:
             replace: take the place of whatever commit is there.
             links: `follow` copies what links to files inside the tree lead to.
             step: training step to order commits by; None takes the number the name ends in.
+            snapshot: True makes a second version of the tree, by reflinks or else by copying;
+                "link" second names, for who never rewrites a file in place.
 
         Raises:
             ConflictError: another commit is there.
@@ -149,21 +211,15 @@ class StorageSyncer:
             DeadlineError: `sync_timeout` is over.
             AsyncSyncError: another failure; its class says what to do.
         """
-        selection = Selection(exclude, include)
-        request = upload_request(local_dir, remote_dir, selection, kind, links, replace, step)
-        receipt: Receipt = await self._call(
-            "sync_up",
-            observe,
-            local_dir=request.local,
-            remote_dir=str(request.remote),
-            exclude=selection.exclude,
-            include=selection.include,
-            kind=request.kind,
-            replace=request.replace,
-            links=request.links,
-            step=request.step,
-        )
-        return receipt
+        asked = upload_request(local_dir, remote_dir, exclude, include, kind, links, replace, step)
+
+        async def call(told: Observer | None) -> Receipt:
+            more = {"step": asked.step, "snapshot": snapshot}
+            return cast("Receipt", await self._call("sync_up", told, **asked.arguments, **more))
+
+        if not snapshot:
+            return await call(observe)
+        return await self._saves.begin(asked.what, call, observe)
 
     async def plan_up(
         self,
@@ -177,20 +233,8 @@ class StorageSyncer:
         links: Links = "refuse",
     ) -> SyncPlan:
         """What `sync_up` would do, without doing it. Raises what it would raise before it moves."""
-        selection = Selection(exclude, include)
-        request = upload_request(local_dir, remote_dir, selection, kind, links, replace, None)
-        plan: SyncPlan = await self._call(
-            "plan_up",
-            None,
-            local_dir=request.local,
-            remote_dir=str(request.remote),
-            exclude=selection.exclude,
-            include=selection.include,
-            kind=request.kind,
-            replace=request.replace,
-            links=request.links,
-        )
-        return plan
+        asked = upload_request(local_dir, remote_dir, exclude, include, kind, links, replace, None)
+        return cast("SyncPlan", await self._call("plan_up", None, **asked.arguments))
 
     async def sync_down(
         self,

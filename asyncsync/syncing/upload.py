@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from ..digest import digest
@@ -17,10 +17,8 @@ from ..errors import (
     RefusedError,
     SourceChangedError,
     quote,
-    quote_some,
 )
 from ..events import Committed, Planned, Skipped, SourceChanged, ignore
-from ..location import Location
 from ..manifest import DirectoryEntry, Entry, FileEntry, Header, Kind, Manifest, NestedEntry
 from ..names import NEXT, new_attempt, sort_key
 from ..patterns import TEMPORARY_NAMES, Selection
@@ -28,37 +26,28 @@ from ..storage import Durability, Intent, NewFile, TreeStore, TreeWriter
 from ..storage.local import LocalTrees
 from ..transfer import (
     Arrived,
+    Chosen,
     Directory,
+    Held,
     Journal,
-    Links,
     Plan,
     Records,
     Scan,
+    Snapshots,
     SourceFile,
     Tally,
     plan_transfer,
+    unstable,
 )
 from .base import Receipt
 from .decisions import may_replace, step_of
+from .requests import Request
 from .tools import Tools
 
-__all__ = ["Request", "SyncPlan", "Upload"]
+__all__ = ["SyncPlan", "Upload"]
 
 _ROUNDS = 10
 _PAUSE_S = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What the caller of an upload asked for."""
-
-    local: str
-    remote: Location
-    selection: Selection
-    kind: Kind | None = None
-    replace: bool = False
-    links: Links = "refuse"
-    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +131,37 @@ class Upload:
             left_out=tuple(found.scan.left_out),
         )
 
+    def inside(self, path: str) -> Upload:
+        """The upload of a commit inside."""
+        tree = f"{self._tree}/{path}".lstrip("/")
+        return Upload(self._request.inside(path), self._store, tree, self._tools)
+
+    async def hold(self, stack: AsyncExitStack, snapshots: Snapshots, *, link: bool) -> Held | None:
+        """Hold the source still for as long as `stack` is open, if that can be.
+
+        Asks the target what kind of tree it is, unless the request says that it is sealed. Raises
+        what `run` would raise because of the source.
+        """
+        request = self._request
+
+        async def choose(path: str) -> Chosen:
+            return await (self.inside(path) if path else self)._choose()
+
+        taking = snapshots.take(request.local, choose, links=request.links, link=link)
+        return await stack.enter_async_context(taking)
+
+    async def _choose(self) -> Chosen:
+        await self._refuse_unfinished()
+        await self._origin()
+        if self._request.kind == "sealed":
+            return Chosen("sealed", self._request.selection)
+        previous = await self._previous()
+        kind = self._kind(previous)
+        if kind == "sealed":
+            return Chosen(kind, self._request.selection)
+        nested = previous.nested if previous else await self._nested_there()
+        return Chosen(kind, self._selection(kind), {entry.path for entry in nested})
+
     async def run(self) -> Receipt:
         """Send what differs and commit.
 
@@ -165,14 +185,27 @@ class Upload:
     async def _source(self) -> AsyncIterator[tuple[Directory, Manifest | None, Kind]]:
         request = self._request
         previous = await self._previous()
-        kind = request.kind or (previous.header.kind if previous else "sealed")
-        opened = Directory.open(request.local, kind, self._threads, links=request.links)
+        kind = self._kind(previous)
+        opened = Directory.open(
+            request.local,
+            kind,
+            self._threads,
+            links=request.links,
+            at=request.place,
+            ctimes=request.held is None or request.held.way != "link",
+        )
         async with opened as source:
             await self._refuse_unfinished()
             yield source, previous, kind
 
+    def _kind(self, previous: Manifest | None) -> Kind:
+        held = self._request.held
+        if held is not None and held.kind == "rolling":
+            return "rolling"  # what only a sealed tree has to refuse was left out
+        return self._request.kind or (previous.header.kind if previous else "sealed")
+
     async def _refuse_unfinished(self) -> None:
-        if await self._threads.run(os.path.lexists, os.path.join(self._request.local, NEXT)):
+        if await self._threads.run(os.path.lexists, os.path.join(self._request.place, NEXT)):
             raise BusyError(
                 f"source {quote(self._request.local)} is being written, or that was interrupted; "
                 "wait, or sync down to it again",
@@ -189,7 +222,7 @@ class Upload:
         """What the source was restored from: the header of its own root manifest, if it has one."""
         try:
             header = await LocalTrees("/", self._threads).read_header(
-                self._request.local.lstrip("/")
+                self._request.place.lstrip("/")
             )
         except NotFoundError:
             return None
@@ -215,11 +248,13 @@ class Upload:
     ) -> _Found:
         inside = {entry.path for entry in nested}
         scan = await source.scan(self._selection(kind), inside=inside)
+        held = self._request.held
+        scan.left_out += held.left_out if held else ()
         for path, reason in scan.left_out:
             self._observe(Skipped(path=path, reason=reason))
         self._refuse_empty(scan, previous, kind)
         await self._settle(scan)
-        known = await self._threads.run(self._records.load, scan.files)
+        known = await self._threads.run(self._records.load, held.originals if held else scan.files)
         there = previous.files if previous else {}
         found = _Found(kind, previous, scan, plan_transfer(scan.files, known, there), nested)
         await self._hash_unknown(source, found)
@@ -334,19 +369,12 @@ class Upload:
             The commits inside the target after that.
         """
         brought = set(found.scan.nested)
-        entries = [entry for entry in found.nested if entry.path not in brought]
-        for path in found.scan.nested:
-            request = Request(
-                local=f"{self._request.local}/{path}",
-                remote=self._request.remote / path,
-                selection=self._request.selection.below(path),
-                replace=self._request.replace,
-                links=self._request.links,
-            )
-            tree = f"{self._tree}/{path}".lstrip("/")
-            child = Upload(request, self._store, tree, self._tools)
-            entries.append(NestedEntry(path, (await child.run()).identity))
-        return tuple(entries)
+        kept = [entry for entry in found.nested if entry.path not in brought]
+        sent = [
+            NestedEntry(path, (await self.inside(path).run()).identity)
+            for path in found.scan.nested
+        ]
+        return (*kept, *sent)
 
     async def _send(self, source: Directory, found: _Found) -> Receipt:
         if found.previous is not None and _is_unchanged(found):
@@ -438,13 +466,7 @@ class Upload:
         raise self._unstable(f"changed in each of {_ROUNDS} attempts to read them", changed)
 
     def _unstable(self, what: str, paths: Iterable[str]) -> SourceChangedError:
-        names = sorted(paths, key=sort_key)
-        return SourceChangedError(
-            f"{len(names)} file(s) in {quote(self._request.local)} {what}: {quote_some(names)}; "
-            "sync when nothing writes there",
-            side="source",
-            paths=names,
-        )
+        return unstable(self._request.local, what, paths)
 
     async def _changed(self, source: Directory, found: _Found, moving: set[str]) -> set[str]:
         """Paths that are not what was sent. A sealed tree must be still as a whole."""
@@ -467,11 +489,9 @@ class Upload:
         return changed | moving
 
     async def _remember(self, found: _Found) -> None:
-        known = [
-            (file, found.entries[path])
-            for path, file in found.scan.files.items()
-            if path in found.entries
-        ]
+        held = self._request.held
+        files = held.originals if held else found.scan.files
+        known = [(f, found.entries[path]) for path, f in files.items() if path in found.entries]
         await self._threads.run(self._records.save, known)
 
     # -- results

@@ -124,7 +124,7 @@ async def test_errors_say_the_same(mode: Isolation, source: Path, tmp_path: Path
         with pytest.raises(NotFoundError, match="check the spelling"):
             await syncer.sync_down(tmp_path / "two", tmp_path / "back")
         with pytest.raises(ConfigError, match="kind is"):
-            await syncer.sync_up(source, tmp_path / "to", kind="frozen")  # type: ignore[arg-type]
+            await syncer.sync_up(source, tmp_path / "to", kind="frozen")  # type: ignore[call-overload]
         (tmp_path / "to/a").write_bytes(b"ONE")
         with pytest.raises(IntegrityError) as damage:
             await syncer.sync_down(tmp_path / "to", tmp_path / "back")

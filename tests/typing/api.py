@@ -65,11 +65,17 @@ async def client(path: Path) -> None:
         max_requests=2,
         bwlimit=1e6,
         sync_timeout=60.0,
+        snapshot_bytes=1 << 30,
         observe=watch,
         clock=FakeClock(),
     ) as syncer:
         assert_type(syncer, asyncsync.StorageSyncer)
         assert_type(await syncer.sync_up(path, "memory://run"), asyncsync.Receipt)
+        assert_type(await syncer.sync_up(path, "gs://run", snapshot=False), asyncsync.Receipt)
+        saved = await syncer.sync_up(path, "gs://run", snapshot=True)
+        assert_type(saved, asyncsync.Saved)
+        assert_type(await syncer.sync_up(path, "gs://run", snapshot="link"), asyncsync.Saved)
+        assert_type((await saved.durable(), saved.done), tuple[asyncsync.Receipt, bool])
         assert_type(await syncer.sync_down("memory://run", path), asyncsync.Receipt)
         assert_type(await syncer.restore("memory://run", path), asyncsync.Receipt)
         assert_type(await syncer.delete("memory://run"), Deleted)
@@ -86,6 +92,8 @@ def receipt_fields(receipt: asyncsync.Receipt) -> None:
     assert_type(receipt.sent_bytes, int)
     assert_type(receipt.durability, Literal["memory", "reduced", "fsync", "cloud"])
     assert_type(receipt.left_out, tuple[tuple[str, str], ...])
+    assert_type(receipt.snapshot, Literal["in place", "reflink", "copy", "link"])
+    assert_type(receipt.waited_s, float)
 
 
 def takes_any(syncer: asyncsync.AsyncSyncer) -> Awaitable[asyncsync.Receipt | None]:
@@ -152,6 +160,7 @@ def wrong_calls() -> None:
     asyncsync.sync_up("a")  # type: ignore[call-arg, unused-coroutine]
     asyncsync.sync_up("a", "b", ["*.tmp"])  # type: ignore[call-arg, unused-coroutine]
     asyncsync.sync_up("a", "b", kind="frozen")  # type: ignore[arg-type, unused-coroutine]
+    asyncsync.sync_up("a", "b", snapshot=True)  # type: ignore[call-arg, unused-coroutine]
     asyncsync.sync_up("a", "b", links="keep")  # type: ignore[arg-type, unused-coroutine]
     asyncsync.StorageSyncer("loop")  # type: ignore[call-arg]
     asyncsync.SyncConfig("file:///store")  # type: ignore[call-arg]

@@ -7,8 +7,8 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable, Collection
+from contextlib import aclosing
 from dataclasses import replace
 from typing import cast
 
@@ -90,7 +90,7 @@ class Server:
         """A caller says which syncer it uses; several may use the same."""
         if hello.syncer not in self._syncers:
             told = _Relay(lambda message: self._tell_all(hello.syncer, message), None)
-            syncer = LoopSyncer(observe=told, **hello.settings)
+            syncer = LoopSyncer(observe=told, turn=turn, **hello.settings)
             self._syncers[hello.syncer] = _Shared(syncer)
         self._peers.setdefault(hello.syncer, set()).add(peer)
         self._use(hello.syncer)
@@ -168,8 +168,7 @@ class Server:
             if call.method in STREAMS:
                 await self._stream(call, peer, syncer)
                 return Returned(call.id, None)
-            async with _turn(call):
-                value = await syncer.call(call.method, call.arguments, observe)
+            value = await syncer.call(call.method, call.arguments, observe)
             return Returned(call.id, msgspec.to_builtins(value))
         except Exception as exc:  # noqa: BLE001 - it is the caller's
             return Failed(call.id, error_value(exc))
@@ -180,16 +179,6 @@ class Server:
                 more = peer.gate(call.id)
                 peer.send(Item(call.id, msgspec.to_builtins(item)))
                 await more.wait()
-
-
-@asynccontextmanager
-async def _turn(call: Call) -> AsyncIterator[None]:
-    """Who writes, writes alone."""
-    if call.method in _FINISHED:
-        async with turn(str(call.arguments["remote_dir"])):
-            yield
-    else:
-        yield
 
 
 class _Relay:
