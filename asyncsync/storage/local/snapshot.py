@@ -24,7 +24,8 @@ from .fs import (
     write_at,
 )
 from .locks import Lock
-from .stage import TREE, Stage
+from .stage import Stage
+from .trash import TREE
 
 __all__ = ["Holder", "Way", "free_bytes"]
 
