@@ -32,6 +32,7 @@ __all__ = [
     "is_commit_file",
     "is_ours",
     "is_snapshot",
+    "is_stage",
     "new_attempt",
     "parts_name",
     "sort_key",
@@ -95,6 +96,12 @@ def holder_of(entry: str, name: str) -> str | None:
         return None
     kind = match["kind"]
     return kind if entry == holder_name(name, kind, entry[-32:]) else None
+
+
+def is_stage(entry: str) -> bool:
+    """Whether a name is that of the holder in which an attempt gathers a tree."""
+    match = _HOLDER.fullmatch(entry)
+    return _INNER.fullmatch(entry) is not None or (match is not None and match["kind"] == "tmp")
 
 
 def is_snapshot(entry: str) -> bool:

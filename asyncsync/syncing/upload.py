@@ -382,13 +382,10 @@ class Upload:
                 found.previous, found, await self._store.confirm(self._tree), rounds=1
             )
         attempt = new_attempt()
-        expect = found.previous.identity if found.previous else None
-        remembering = Journal.open(
-            self._request.local, str(self._request.remote), expect, self._threads
-        )
+        remembering = Journal.open(self._request.local, str(self._request.remote), self._threads)
         intent = Intent(
             attempt=attempt,
-            expect=expect,
+            expect=found.previous.identity if found.previous else None,
             # An exchange of the whole directory would take the commits inside along.
             in_place=found.kind == "rolling" or bool(found.nested),
             writer=self._writer,

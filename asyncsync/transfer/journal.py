@@ -42,7 +42,6 @@ class _Head(NamedTuple):
     version: int
     source: bytes
     target: bytes
-    expect: str | None
 
 
 _decode_head = msgspec.msgpack.Decoder(_Head).decode
@@ -60,8 +59,8 @@ class Journal:
         usable: it is this attempt's, and can be written.
     """
 
-    def __init__(self, source: str, target: str, expect: str | None, threads: Threads) -> None:
-        head = _Head(_VERSION, os.fsencode(source), os.fsencode(target), expect)
+    def __init__(self, source: str, target: str, threads: Threads) -> None:
+        head = _Head(_VERSION, os.fsencode(source), os.fsencode(target))
         name = digest(head.source + b"\0" + head.target)
         self._path = os.path.join(cache_directory(), name + ".journal")
         self._head, self._threads = head, threads
@@ -71,15 +70,9 @@ class Journal:
 
     @classmethod
     @asynccontextmanager
-    async def open(
-        cls, source: str, target: str, expect: str | None, threads: Threads
-    ) -> AsyncIterator[Journal]:
-        """Hold the journal; it stays if the block fails, else it has done its duty.
-
-        Args:
-            expect: identity of the commit that is replaced: above another one, all begins anew.
-        """
-        journal, keep = cls(source, target, expect, threads), False
+    async def open(cls, source: str, target: str, threads: Threads) -> AsyncIterator[Journal]:
+        """Hold the journal; it stays if the block fails, else it has done its duty."""
+        journal, keep = cls(source, target, threads), False
         try:
             await threads.run(journal._open)
             yield journal
@@ -98,7 +91,12 @@ class Journal:
         """What an interrupted attempt has stored of `files`, as far as `writer` still has it."""
         if not writer.resumes:
             return {}
-        asked = [(file, self._noted[file.path]) for file in files if file.path in self._noted]
+        asked = [
+            (file, self._noted[file.path])
+            for file in files
+            # One of another size has other chunks.
+            if file.path in self._noted and self._noted[file.path].stamp[0] == file.size_bytes
+        ]
         found = await writer.recall([(file.new, noted.chunks) for file, noted in asked])
         return {
             file.path: Arrived(
@@ -165,8 +163,7 @@ class Journal:
             try:
                 _write(self._fd, _frame(_encode(flat)))
             except OSError:  # the disk is full: what comes now is sent again after a crash
-                os.close(self._fd)
-                self._fd = -1
+                self._release()
 
     def _close(self, keep: bool) -> None:
         if self._fd < 0:
@@ -176,6 +173,11 @@ class Journal:
                 prune(os.path.dirname(self._path))
             else:
                 os.unlink(self._path)
+        self._release()
+
+    def _release(self) -> None:
+        with suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # a process forked meanwhile has the file, too
         os.close(self._fd)
         self._fd = -1
 

@@ -34,6 +34,7 @@ from asyncsync.storage.committed import place, recalled, writer
 from asyncsync.storage.committed.record import TTL_S
 from asyncsync.storage.http import Http
 from asyncsync.storage.local import stage, unfinished
+from asyncsync.storage.local import store as local_store
 from asyncsync.storage.s3 import connection
 from asyncsync.syncing import StorageSyncer
 from asyncsync.transfer import committed, engine, source
@@ -206,7 +207,9 @@ async def s3_place(
 
 def use_small_chunks(monkeypatch: pytest.MonkeyPatch, size_bytes: int = CHUNK) -> None:
     """Files of more than that travel in many chunks, as very large ones do."""
-    for module in (digest, place, writer, recalled, committed, engine, source, stage, unfinished):
+    for module in (digest, place, writer, recalled, committed, engine, source, stage):
+        monkeypatch.setattr(module, "CHUNK_BYTES", size_bytes)
+    for module in (unfinished, local_store):
         monkeypatch.setattr(module, "CHUNK_BYTES", size_bytes)
 
 

@@ -311,8 +311,9 @@ async def test_uploads_that_have_expired_are_begun_anew(tmp_path: Path, monkeypa
         act = await world.prepared("up")
         await world.interrupted(act, 5)
         world.place.fake.uploads.clear()
-        await world.run(act)
+        receipt = await world.run(act)
 
+        assert receipt.resumed_bytes == 0
         await world.check("up")
 
 
@@ -325,8 +326,9 @@ async def test_parts_that_somebody_deleted_are_sent_again(
         await world.interrupted(act, 6)
         parts = [key for key in world.place.objects if is_hidden(key) and key[-5:] != "00000"]
         del world.place.objects[parts[0]]
-        await world.run(act)
+        receipt = await world.run(act)
 
+        assert receipt.resumed_bytes > 0
         await world.check("up")
 
 
@@ -338,21 +340,111 @@ async def test_what_was_damaged_on_the_disk_meanwhile_moves_again(
         act = await world.prepared(direction)
         await world.interrupted(act, 6)
         left = await to_thread.run_sync(_damaged, tmp_path)
-        await world.run(act)
+        receipt = await world.run(act)
 
         assert left
+        assert 0 < receipt.resumed_bytes < world.size_bytes
         await world.check(direction)
 
 
 def _damaged(directory: Path) -> list[Path]:
-    """Change a byte in every file of every stage."""
+    """Change a byte in every file of every stage but one."""
     left = [p for p in directory.glob("**/.*.asyncsync-tmp-*/tree/**/*") if p.is_file()]
-    for path in left:
+    for path in left[1:]:
         data = bytearray(path.read_bytes())
         data[len(data) // 2 : len(data) // 2 + 1] = b"#"
         path.chmod(0o600)
         path.write_bytes(data)
     return left
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+async def test_a_hole_takes_the_place_of_what_an_old_stage_holds(
+    direction: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """The first chunk is the same in both versions, the others were data and are holes now."""
+    async with _world("file", tmp_path, monkeypatch) as world:
+        act = await world.prepared(direction)
+        await world.interrupted(act, 6)
+        big = world.files["big"][: world.chunk]
+        world.files["big"] = big + bytes(4 * world.chunk)
+        path = tmp_path / "source" / "big"
+        path.unlink()
+        path.write_bytes(big)
+        os.truncate(path, 5 * world.chunk)
+        if direction == "up":
+            [journal] = _journals()
+            journal.write_bytes(_without(journal.read_bytes(), b"big", after=1))
+        else:
+            await world.run(lambda s: s.sync_up(path.parent, world.location, replace=True))
+        await world.run(act)
+
+        await world.check(direction)
+
+
+def _without(data: bytes, path: bytes, *, after: int) -> bytes:
+    """The journal as a kill leaves it that comes before the later chunks of a file are noted."""
+    kept, seen = b"", 0
+    while data:
+        end = 8 + int.from_bytes(data[:4], "big")
+        seen += path in data[:end]
+        if path not in data[:end] or seen <= after:
+            kept += data[:end]
+        data = data[end:]
+    return kept
+
+
+async def test_a_directory_that_has_become_a_file_is_no_obstacle(world: World) -> None:
+    act = await world.prepared("up")
+    await world.interrupted(act, 7)
+    (world.tmp_path / "source" / "d" / "b").unlink()
+    (world.tmp_path / "source" / "d").rmdir()
+    del world.files["d/b"]
+    world.files["d"] = b"a file"
+    await world.make()
+    await world.run(act)
+
+    await world.check("up")
+
+
+async def test_a_file_that_has_shrunk_is_sent_anew(world: World) -> None:
+    act = await world.prepared("up")
+    await world.interrupted(act, 5)
+    for name in ("big", "large"):
+        world.files[name] = world.files[name][:10]
+    await world.make()
+    await world.run(act)
+
+    await world.check("up")
+
+
+async def test_a_replacement_that_had_begun_to_be_visible_goes_on(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """The commit that it replaces is gone by then, and some files have their new version."""
+    async with _world("s3", tmp_path, monkeypatch) as world:
+        assert isinstance(world.place, s3_place.S3Place)
+        fake, files = world.place.fake, dict(world.files)
+
+        async def replaces(syncer: StorageSyncer) -> Receipt:
+            return await syncer.sync_up(tmp_path / "source", world.location, replace=True)
+
+        await world.make({name: data[::-1] + b"x" for name, data in files.items()})
+        await world.run(replaces)
+        await world.make()
+
+        async def hook(request: Request) -> Effect | None:
+            seen = [r for r in fake.requests if r.operation == "CompleteMultipartUpload"]
+            return reset() if len(seen) > 4 else None
+
+        fake.hook = hook
+        with pytest.raises((TransientError, TransferError)):
+            await world.run(replaces)
+        fake.hook = None
+        receipt = await world.run(replaces)
+
+        assert receipt.resumed_bytes == world.size_bytes
+        await world.check("up")
 
 
 # -- the journal
@@ -443,6 +535,40 @@ async def test_cleaning_above_leaves_commits_and_finds_what_is_below(world: Worl
 async def _content(world: World) -> dict[str, bytes | None]:
     await world.run(lambda s: s.sync_down(world.location, world.tmp_path / "seen"))
     return await to_thread.run_sync(content, world.tmp_path / "seen")
+
+
+async def test_an_upload_that_is_alive_is_not_removed(tmp_path: Path, monkeypatch: Patch) -> None:
+    async with _world("s3", tmp_path, monkeypatch) as world:
+        act, cleaned = await world.prepared("up"), [["not yet"]]
+        going, go = anyio.Event(), anyio.Event()
+
+        async def hook(request: Request) -> Effect | None:
+            if request.operation == "UploadPart":
+                going.set()
+                await go.wait()
+            return None
+
+        assert isinstance(world.place, s3_place.S3Place)
+        world.place.fake.hook = hook
+        async with anyio.create_task_group() as group:
+            group.start_soon(world.run, act)
+            await going.wait()
+            async with StorageSyncer(isolation="loop") as syncer:
+                cleaned = [await syncer.clean(world.location, older_than_s=0)]
+            go.set()
+
+        assert cleaned == [[]]
+        await world.check("up")
+
+
+async def test_what_a_killed_delete_left_is_not_removed(tmp_path: Path) -> None:
+    """Files that are not ours may be in it; the next sync or delete gives them back."""
+    below = tmp_path / "run" / f".ckpt.asyncsync-trash-{'0' * 32}" / "tree"
+    await to_thread.run_sync(make, below, {"mine": b"mine"})
+    async with StorageSyncer(isolation="loop") as syncer:
+        assert await syncer.clean(tmp_path / "run", older_than_s=0) == []
+
+    assert (below / "mine").read_bytes() == b"mine"
 
 
 async def test_a_replacement_that_has_begun_is_not_removed(

@@ -76,13 +76,14 @@ class _Held(NamedTuple):
     tag: str
     modified_at: float = 0.0
 
-    def is_abandoned(self, before: float) -> bool:
-        """Whether it is of an attempt that may be undone: without a sign of life since `before`.
+    def is_abandoned(self, now: float, older_than_s: float) -> bool:
+        """Whether it is of an attempt that may be undone: long without a sign of life.
 
-        By the store's own clock, on which an attempt that is alive shows itself every 20 s. What
-        has begun to replace a commit is not undone.
+        `now` is by the store's own clock, on which an attempt that is alive shows itself every
+        20 s. What has begun to replace a commit is not undone.
         """
-        old = bool(self.modified_at) and self.modified_at <= before
+        least_s = 0.0 if self.record.released else 2 * TTL_S
+        old = bool(self.modified_at) and self.modified_at <= now - max(older_than_s, least_s)
         begun = self.record.replaces is not None or bool(self.record.overwritten)
         return self.record.kind == "write" and old and not begun
 
@@ -158,6 +159,10 @@ class Sightings:
         if self._seen.get(tree, ("", 0.0))[0] != tag:
             self._seen[tree] = (tag, now)
         return self._seen[tree][1] + TTL_S - now
+
+    def expire(self, tree: str, tag: str) -> None:
+        """The record `tag` of `tree` counts as abandoned, by what else is known of it."""
+        self._seen[tree] = (tag, -inf)
 
     def forget(self, tree: str) -> None:
         """Nobody is waiting for this tree any more."""

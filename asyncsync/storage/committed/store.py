@@ -10,6 +10,7 @@ from ...concurrency import beside, quietly
 from ...errors import (
     BusyError,
     ConflictError,
+    IntegrityError,
     NotFoundError,
     PermanentError,
     PreconditionError,
@@ -165,17 +166,15 @@ class CommittedTrees:
         cleaned: list[str] = []
         for name in await recorded(self._place(tree)):
             place = self._place(name)
-            left = await read_record(place)
-            if left is None or not left.is_abandoned(now - older_than_s):
-                continue
-            header = await place.header()
-            undo = Intent(
-                attempt=new_attempt(),
-                expect=header.identity if header else None,
-                writer=left.record.writer,
-            )
-            with suppress(BusyError, ConflictError):  # somebody is at work after all
-                async with self.begin(name, undo):
+            # Somebody may be at work after all, or it is damaged: that is for people to look at.
+            with suppress(BusyError, ConflictError, IntegrityError):
+                left = await read_record(place)
+                if left is None or not left.is_abandoned(now, older_than_s):
+                    continue
+                self._seen.expire(name, left.tag)
+                header = await place.header()
+                expect = header.identity if header else None
+                async with self.begin(name, Intent(attempt=new_attempt(), expect=expect)):
                     pass
                 cleaned.append(name)
         return cleaned

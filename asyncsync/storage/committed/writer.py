@@ -94,11 +94,9 @@ class CommittedWriter:
         states = {file.path: left.arriving(self._place, file, c) for file, c in known}
         held = {path: frozenset(n - 1 for n in state.sizes) for path, state in states.items()}
         self._files = {path: state for path, state in states.items() if state.sizes}
-        for path, state in self._files.items():
-            if state.upload is not None:
-                self._uploading.add(path)
-            if state.published and state.upload is not None:
-                self._doubtful[path] = state.upload
+        begun = {path: s.upload for path, s in self._files.items() if s.upload is not None}
+        self._uploading |= begun.keys()
+        self._doubtful |= {path: up for path, up in begun.items() if self._files[path].published}
         return [held.get(file.path, frozenset()) for file, _ in files]
 
     # -- writing
@@ -127,10 +125,10 @@ class CommittedWriter:
 
     async def finish(self, file: NewFile) -> str:
         state = self._files.get(file.path)
-        if state is None or not state.whole or self._old is not None:
-            return ""
-        await self._publish_file(state)
-        return state.token(len(state.sizes))
+        if state is not None and state.whole and self._old is None:
+            await self._publish_file(state)
+            return state.token(len(state.sizes))
+        return ""
 
     async def _write(self, file: NewFile, offset: int, data: Data) -> str:
         if not self._claims.knows(file.path):
@@ -218,6 +216,9 @@ class CommittedWriter:
             info = await self._place.objects.complete_upload(upload, parts, condition=condition)
             state.tag = info.tag
         except (PreconditionError, NotFoundError) as exc:
+            if state.new.path in self._absent:  # as in _put
+                self._absent.discard(state.new.path)
+                return await self._complete(state, upload)
             there = await self._place.head(state.new.path)
             lost = isinstance(exc, NotFoundError)
             if there is not None and there.size_bytes == state.new.size_bytes:
@@ -426,7 +427,9 @@ class CommittedWriter:
         if manifest is not None and await self._place.header() == manifest.header:
             await self._tidy(manifest)
             return
-        if not keep:
+        if keep:
+            await self._listed()  # a commit that came late has other files below it by now
+        else:
             await self._abort_uploads()
         if keep or self._announced or (manifest is not None and self._old is not None):
             await self.lease.update(released=True)

@@ -7,8 +7,8 @@ import time
 from contextlib import suppress
 
 from ...errors import BusyError, quote
-from ...names import LOCK, is_ours
-from .fs import DIRECTORY, remove_if_empty, remove_tree
+from ...names import LOCK, is_ours, is_stage
+from .fs import opened, remove_if_empty, remove_tree
 from .locks import Lock
 from .place import real_path
 from .trash import TREE, holders
@@ -32,7 +32,7 @@ def clean(base: str, tree: str, older_than_s: float) -> list[str]:
             os.close(parent)
     with suppress(FileNotFoundError):
         for directory, folders, _, fd in os.fwalk(path):
-            stages = [name for name in folders if is_ours(name)]
+            stages = [name for name in folders if is_stage(name)]
             folders[:] = [name for name in folders if not is_ours(name)]
             removed += [f"{directory}/{e}" for e in stages if _remove(fd, e, before_ns)]
     return removed
@@ -40,17 +40,17 @@ def clean(base: str, tree: str, older_than_s: float) -> list[str]:
 
 def _remove(parent: int, entry: str, before_ns: int) -> bool:
     """Whether it was an old stage of nobody alive, and is gone."""
-    if not 0 < written_at(parent, entry) <= before_ns:
+    if not _is_old(parent, entry, before_ns):
         return False
-    held = os.open(entry, DIRECTORY, dir_fd=parent)
-    try:
+    with suppress(FileNotFoundError, BusyError), opened(parent, entry) as held:  # or it is alive
         lock = Lock.take(held, LOCK, quote(entry))
         try:
-            remove_tree(held, TREE)
+            if _is_old(parent, entry, before_ns):
+                remove_tree(held, TREE)
         finally:
             lock.release()
-    except BusyError:  # its attempt is alive
-        return False
-    finally:
-        os.close(held)
     return remove_if_empty(parent, entry)
+
+
+def _is_old(parent: int, entry: str, before_ns: int) -> bool:
+    return 0 < written_at(parent, entry) <= before_ns

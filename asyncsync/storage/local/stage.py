@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Set
 from contextlib import ExitStack, suppress
 
 from ...digest import CHUNK_BYTES, chunk_count
@@ -12,13 +12,14 @@ from ...errors import BusyError, IntegrityError, RefusedError, quote
 from ...manifest import FileEntry, Manifest
 from ...names import LOCK
 from ..objects import Data
-from ..trees import Block, NewFile, Stored
+from ..trees import Block, NewFile
 from .fs import (
     DIRECTORY,
     create_file,
     fsync_directory,
     is_at,
     make_directories,
+    open_beneath,
     opened,
     read_at,
     remove_tree,
@@ -28,7 +29,7 @@ from .fs import (
 from .locks import Lock
 from .manifests import write_manifest
 from .trash import TREE
-from .unfinished import matching, open_again, walk
+from .unfinished import forget_others, has_digest
 
 __all__ = ["Stage"]
 
@@ -38,11 +39,16 @@ _COPY_BYTES = 16 * 1024 * 1024
 class _OpenFile:
     """A file whose parts are still arriving."""
 
-    __slots__ = ("fd", "left_bytes")
+    __slots__ = ("fd", "left_bytes", "recalled")
 
-    def __init__(self, fd: int, size_bytes: int) -> None:
-        self.fd = fd
-        self.left_bytes = size_bytes
+    def __init__(self, fd: int, left_bytes: int, *, recalled: bool = False) -> None:
+        self.fd = fd  # -1: not opened yet
+        self.left_bytes = left_bytes
+        self.recalled = recalled
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class Stage:
@@ -54,7 +60,8 @@ class Stage:
         parent: the open directory that the holder is made in; stays the caller's.
         holder: its name.
         where: the target, for messages.
-        resumes: it is there, left by an interrupted attempt; `recall` comes before any writing.
+        resumes: it is there, left by an interrupted attempt. Before any writing, `forget_others`
+            and `recall` say what of it is wanted.
 
     Attributes:
         stays: when it is closed without having been published, its files stay for the next one.
@@ -79,6 +86,7 @@ class Stage:
             if not resumes:
                 os.mkdir(TREE, 0o777, dir_fd=self.fd)
             self.tree = os.open(TREE, DIRECTORY, dir_fd=self.fd)
+            self._touch()
             undo.pop_all()
         self._guard = threading.Lock()
         self._made: set[str] = set()
@@ -87,37 +95,28 @@ class Stage:
 
     # -- what an interrupted attempt has written
 
-    def recall(self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]) -> list[frozenset[int]]:
-        """Take over the chunks that have the digest expected of them; they are read for that."""
-        return [self._recall(file, chunks) for file, chunks in files]
+    def forget_others(self, wanted: Set[str]) -> None:
+        """Remove all but these files; what stays can be written to."""
+        self._made |= forget_others(self.tree, wanted)
 
-    def _recall(self, file: NewFile, chunks: Mapping[int, Stored]) -> frozenset[int]:
-        with ExitStack() as opened_file:
-            try:
-                fd = open_again(self.tree, file.path)
-                opened_file.callback(os.close, fd)
-                found = matching(fd, file, chunks)
-            except OSError:  # what cannot be read has to be written again
-                return frozenset()
-            if not found:
-                return found
-            opened_file.pop_all()
-        if len(found) == chunk_count(file.size_bytes):
-            self._complete(fd, file)
-        else:
-            held = sum(min(CHUNK_BYTES, file.size_bytes - n * CHUNK_BYTES) for n in found)
-            with self._guard:
-                self._open[file.path] = _OpenFile(fd, file.size_bytes - held)
-        return found
+    def are_there(self, chunks: Sequence[tuple[NewFile, int, str]]) -> list[bool]:
+        """Whether the chunks of these numbers have these digests; they are read for that."""
+        return [has_digest(self.tree, *chunk) for chunk in chunks]
 
-    def forget_others(self) -> None:
-        """Remove what was not recalled."""
-        for path, is_directory in list(walk(self.tree)):
-            if is_directory:
-                self._made.add(path)
-            elif path not in self.written and path not in self._open:
-                with opened(self.tree, split(path)[0]) as held:
-                    os.unlink(split(path)[1], dir_fd=held)
+    def recall(self, files: Sequence[tuple[NewFile, Set[int]]]) -> None:
+        """Count these chunks of each file as written; a file of which there is none goes."""
+        for file, numbers in files:
+            if len(numbers) == chunk_count(file.size_bytes):
+                self._complete(self._open_again(file.path), file)
+            elif numbers:
+                held = sum(min(CHUNK_BYTES, file.size_bytes - n * CHUNK_BYTES) for n in numbers)
+                self._open[file.path] = _OpenFile(-1, file.size_bytes - held, recalled=True)
+            else:
+                with suppress(FileNotFoundError), opened(self.tree, split(file.path)[0]) as held_in:
+                    os.unlink(split(file.path)[1], dir_fd=held_in)
+
+    def _open_again(self, path: str) -> int:
+        return open_beneath(self.tree, path, os.O_RDWR)
 
     # -- writing
 
@@ -125,7 +124,10 @@ class Stage:
         """Store a part; the last one to arrive completes the file and makes it durable."""
         open_file = self._opened(file)
         data = memoryview(block.data)
-        for start, end in block.extents if block.extents is not None else ((0, len(data)),):
+        extents = block.extents
+        if extents is None or open_file.recalled:  # other bytes may be where the hole is
+            extents = ((0, len(data)),)
+        for start, end in extents:
             write_at(open_file.fd, data[start:end], offset + start)
         with self._guard:
             open_file.left_bytes -= len(data)
@@ -134,6 +136,12 @@ class Stage:
                 del self._open[file.path]
         if complete:
             self._complete(open_file.fd, file)
+        else:
+            self._touch()
+
+    def _touch(self) -> None:
+        """Show when the stage was last written to: by that its age is told."""
+        os.utime(self.tree)
 
     def write_many(self, files: Sequence[tuple[NewFile, Data]]) -> None:
         """Store whole files, each made durable."""
@@ -150,7 +158,10 @@ class Stage:
         with self._guard:
             if file.path not in self._open:
                 self._open[file.path] = _OpenFile(self._create(file), file.size_bytes)
-            return self._open[file.path]
+            found = self._open[file.path]
+            if found.fd < 0:
+                found.fd = self._open_again(file.path)
+            return found
 
     def _create(self, file: NewFile) -> int:
         make_directories(self.tree, split(file.path)[0], self._made)
@@ -177,13 +188,14 @@ class Stage:
             raise
         os.close(fd)
         self.written.add(file.path)
+        self._touch()
 
     def forget(self, path: str) -> None:
         """Drop what was written of a file: it is sent again, or no longer part of the tree."""
         with self._guard:
             unfinished = self._open.pop(path, None)
         if unfinished is not None:
-            os.close(unfinished.fd)
+            unfinished.close()
         if unfinished is not None or path in self.written:
             self.written.discard(path)
             with opened(self.tree, split(path)[0]) as directory:
@@ -262,7 +274,7 @@ class Stage:
         with self._guard:
             for open_file in self._open.values():
                 with suppress(OSError):  # nobody reads it without comparing digests
-                    os.close(open_file.fd)
+                    open_file.close()
             self._open.clear()
         if not stays and is_at(self.tree, self.fd, TREE):
             _discard(self.fd, TREE)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, TypeVar
 
 import anyio
 
 from ...concurrency import Threads, each
+from ...digest import CHUNK_BYTES
 from ...errors import (
     BusyError,
     NotFoundError,
@@ -58,7 +59,8 @@ __all__ = ["LocalTrees"]
 
 T = TypeVar("T")
 _MAX_MARKER_BYTES = 4096
-_AT_ONCE = 16  # files to recall in one hop to a thread
+_AT_ONCE = 64  # files in one hop to a thread
+_READERS = 8
 
 
 class LocalTrees:
@@ -194,15 +196,21 @@ class _Writer:
     async def recall(
         self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]
     ) -> list[frozenset[int]]:
-        found: dict[int, list[frozenset[int]]] = {}
+        stage = self._attempt.stage
+        await self._run(stage.forget_others, {file.path for file, _ in files})
+        held: dict[str, set[int]] = {file.path: set() for file, _ in files}
 
-        async def recall(start: int) -> None:
-            some = files[start : start + _AT_ONCE]
-            found[start] = await self._run(self._attempt.stage.recall, some)
+        async def look(chunks: Sequence[tuple[NewFile, int, str]]) -> None:
+            there = await self._run(stage.are_there, chunks)
+            for (file, number, _), right in zip(chunks, there, strict=True):
+                if right:
+                    held[file.path].add(number)
 
-        await each(range(0, len(files), _AT_ONCE), recall)
-        await self._run(self._attempt.stage.forget_others)
-        return [one for start in sorted(found) for one in found[start]]
+        await each(_hops(files), look, limit=_READERS)
+        for start in range(0, len(files), _AT_ONCE):
+            some = [(file, held[file.path]) for file, _ in files[start : start + _AT_ONCE]]
+            await self._run(stage.recall, some)
+        return [frozenset(held[file.path]) for file, _ in files]
 
     async def write(self, file: NewFile, offset: int, block: Block) -> str:
         await self._run(self._attempt.write, file, offset, block)
@@ -222,6 +230,23 @@ class _Writer:
     async def commit(self, manifest: Manifest) -> Durability:
         durability: Durability = await self._run(self._attempt.commit, manifest)
         return durability
+
+
+def _hops(
+    files: Sequence[tuple[NewFile, Mapping[int, Stored]]],
+) -> Iterator[list[tuple[NewFile, int, str]]]:
+    """Chunks to read in one hop to a thread: a large one, or several small ones."""
+    hop: list[tuple[NewFile, int, str]] = []
+    size_bytes = 0
+    for file, chunks in files:
+        for number, stored in chunks.items():
+            hop.append((file, number, stored.digest))
+            size_bytes += min(CHUNK_BYTES, file.size_bytes)
+            if size_bytes >= CHUNK_BYTES or len(hop) == _AT_ONCE:
+                yield hop
+                hop, size_bytes = [], 0
+    if hop:
+        yield hop
 
 
 def _open_root(base: str, tree: str) -> int:

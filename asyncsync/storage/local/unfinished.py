@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Set
 from contextlib import suppress
 
 from ...digest import CHUNK_BYTES, Hasher
-from ...names import LOCK, MANIFEST, is_ours
+from ...names import LOCK, MANIFEST, is_stage
 from ...units import MIB
-from ..trees import NewFile, Stored
-from .fs import DIRECTORY, opened, read_at, split, zeros
+from ..trees import NewFile
+from .fs import DIRECTORY, opened, read_at, remove_if_empty, split, zeros
 from .trash import TREE, holders
 
-__all__ = ["matching", "open_again", "unfinished", "walk", "written_at"]
+__all__ = ["forget_others", "has_digest", "unfinished", "written_at"]
 
 _STEP_BYTES = 1 * MIB
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
 
 
 def unfinished(parent: int, name: str) -> str | None:
@@ -27,7 +29,8 @@ def unfinished(parent: int, name: str) -> str | None:
     if name:
         entries = [entry for entry, kind in holders(parent, name) if kind == "tmp"]
     else:  # it lies in the tree itself
-        entries = [e for e in os.listdir(parent) if e.startswith(".asyncsync-tmp-") and is_ours(e)]
+        entries = [entry for entry in os.listdir(parent) if is_stage(entry)]
+        entries = [entry for entry in entries if entry.startswith(".asyncsync-")]
     found = [(written_at(parent, entry), entry) for entry in entries]
     return max(found)[1] if found and max(found)[0] else None
 
@@ -42,23 +45,15 @@ def written_at(parent: int, entry: str) -> int:
     return 0
 
 
-def open_again(tree: int, path: str) -> int:
-    """Open a file of a stage to go on with it, also one that was finished and made read-only.
-
-    Raises:
-        OSError: it is not there, or no file.
-    """
-    directory, name = split(path)
-    with opened(tree, directory) as held:
-        if not stat.S_ISREG(os.stat(name, dir_fd=held, follow_symlinks=False).st_mode):
-            raise FileNotFoundError(path)
-        os.chmod(name, 0o600, dir_fd=held)
-        return os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=held)
-
-
-def matching(fd: int, file: NewFile, chunks: Mapping[int, Stored]) -> frozenset[int]:
-    """The chunks of an open file whose bytes have the digest that is expected."""
-    return frozenset(n for n, one in chunks.items() if _digest(fd, file, n) == one.digest)
+def has_digest(tree: int, file: NewFile, number: int, expected: str) -> bool:
+    """Whether a chunk of a staged file is the one that is expected; False if it is not there."""
+    try:
+        with opened(tree, file.path, os.O_RDONLY | os.O_NONBLOCK) as fd:
+            return _digest(fd, file, number) == expected
+    except OSError as exc:
+        if exc.errno not in _NOT_THERE:
+            raise
+        return False
 
 
 def _digest(fd: int, file: NewFile, number: int) -> str:
@@ -73,12 +68,32 @@ def _digest(fd: int, file: NewFile, number: int) -> str:
     return hasher.hexdigest()
 
 
-def walk(tree: int, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Every path below an open directory, and whether it is a directory; parents first."""
+def forget_others(tree: int, wanted: Set[str]) -> set[str]:
+    """Leave in a stage the `wanted` files only, ready to be written to; the directories left.
+
+    Names are compared as they are spelt. What has a second name, in a tree that it was linked
+    from, is no file of the attempt's own; nor is anything but a regular file.
+    """
+    directories: set[str] = set()
+    for path, found in reversed(list(walk(tree))):  # children first
+        directory, name = split(path)
+        with opened(tree, directory) as held:
+            if stat.S_ISDIR(found.st_mode):
+                if not remove_if_empty(held, name):
+                    directories.add(path)
+            elif path in wanted and stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+                os.chmod(name, 0o600, dir_fd=held)
+            else:
+                os.unlink(name, dir_fd=held)
+    return directories
+
+
+def walk(tree: int, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """Every path below an open directory, and what is there; parents first."""
     for name in os.listdir(tree):
-        mode = os.stat(name, dir_fd=tree, follow_symlinks=False).st_mode
-        yield prefix + name, stat.S_ISDIR(mode)
-        if stat.S_ISDIR(mode):
+        found = os.stat(name, dir_fd=tree, follow_symlinks=False)
+        yield prefix + name, found
+        if stat.S_ISDIR(found.st_mode):
             below = os.open(name, DIRECTORY, dir_fd=tree)
             try:
                 yield from walk(below, f"{prefix}{name}/")
