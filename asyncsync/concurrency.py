@@ -19,7 +19,6 @@ from .units import MIB
 __all__ = [
     "Budget",
     "ByteBudget",
-    "Supervisor",
     "Threads",
     "beside",
     "each",
@@ -206,51 +205,6 @@ async def beside(work: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
 
 async def _awaited(work: Callable[[], Awaitable[object]]) -> None:
     await work()
-
-
-class Supervisor:
-    """A task below which work runs that outlives the call that starts it.
-
-    It belongs to the event loop it is made on; there, one task may start work and another end it.
-    If the loop ends first, the work is cancelled.
-    """
-
-    def __init__(self) -> None:
-        self._group = anyio.create_task_group()
-        self._first: list[Callable[[], Awaitable[object]]] | None = []
-        self._over = anyio.Event()
-        self._task = asyncio.ensure_future(self._run())
-
-    async def _run(self) -> None:
-        async with self._group:
-            first, self._first = self._first, None
-            for work in first or ():
-                self.start(work)
-            await self._over.wait()
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing runs any more, and nothing can."""
-        return self._task.done()
-
-    def start(self, work: Callable[[], Awaitable[object]]) -> None:
-        """Run `work`, which raises nothing: that would end the others, too. Not after the end."""
-        if self._first is None:
-            self._group.start_soon(_awaited, work)
-        else:  # its task has not had its first turn yet
-            self._first.append(work)
-
-    async def drain(self) -> None:
-        """Wait until all work has ended. Cancelled, the work goes on."""
-        self._over.set()
-        await asyncio.wait([self._task])
-
-    async def stop(self, *, grace_s: float = 120.0) -> None:
-        """Cancel the work and wait until it has cleaned up, but not for ever."""
-        self._over.set()
-        self._group.cancel_scope.cancel()
-        with anyio.CancelScope(shield=True):
-            await settled(self._task, grace_s)
 
 
 class Threads:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 import anyio
 
-from ..concurrency import Supervisor
+from ..concurrency import settled
 from ..errors import AsyncSyncError, ConfigError, TransferError, TransientError
 from ..events import Event, Observer, Snapshotted
 from .base import Receipt
@@ -26,10 +26,9 @@ class Saved:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._scope = anyio.CancelScope()
         self._free, self._ended = anyio.Event(), anyio.Event()
         self._receipt: Receipt | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._told = False
 
     def __repr__(self) -> str:
@@ -68,19 +67,17 @@ class Saved:
             if isinstance(event, Snapshotted):
                 freed.set()
 
-        try:
-            with self._scope:
-                self._receipt = await call(told)
-        except Exception as exc:  # noqa: BLE001 - raised where it is waited for
-            self._error = exc
-        finally:
-            if self._receipt is None and self._error is None:
-                self._error = TransientError(
-                    f"{self._what}: stopped before it was done, because its StorageSyncer was "
-                    "left; run it again, and wait for what you need"
-                )
-            self._ended.set()
-            freed.set()
+        self._receipt = await call(told)
+
+    def _settle(self, task: asyncio.Task[None]) -> None:
+        """Its task has ended, perhaps without ever having had a turn."""
+        if self._receipt is None:
+            self._error = (None if task.cancelled() else task.exception()) or TransientError(
+                f"{self._what}: stopped before it was done, because its StorageSyncer was "
+                "left; run it again, and wait for what you need"
+            )
+        self._ended.set()
+        self._free.set()
 
     def _is_lost(self) -> bool:
         """Whether it failed and nobody has heard of it."""
@@ -88,7 +85,7 @@ class Saved:
 
 
 class Saves:
-    """The saves of one syncer, below one supervisor for each event loop that it is used on.
+    """The saves of one syncer: a task each, which ends with the syncer or with its event loop.
 
     Args:
         observe: hears of those that have no observer of their own.
@@ -96,8 +93,9 @@ class Saves:
 
     def __init__(self, observe: Observer) -> None:
         self._observe = observe
-        self._supervisors: dict[asyncio.AbstractEventLoop, Supervisor] = {}
+        self._tasks: dict[asyncio.AbstractEventLoop, set[asyncio.Task[None]]] = {}
         self._begun: list[Saved] = []
+        self._program = os.getpid()
         self._closed = False
 
     async def begin(
@@ -113,13 +111,15 @@ class Saves:
         if self._closed:
             raise ConfigError("this StorageSyncer is closed; open a new one")
         saved, told = Saved(what), self._observe if observe is None else observe
-        self._supervisor().start(partial(saved._run, call, told))
+        tasks = self._tasks.setdefault(asyncio.get_running_loop(), set())
+        task = asyncio.create_task(saved._run(call, told))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        task.add_done_callback(saved._settle)
         try:
             await saved._free.wait()
         except BaseException:
-            saved._scope.cancel()
-            with anyio.move_on_after(_CLEANUP_S, shield=True):
-                await saved._ended.wait()
+            await _stop({task})
             raise
         if saved.done:
             saved._outcome()
@@ -127,31 +127,24 @@ class Saves:
         self._begun.append(saved)
         return saved
 
-    def _supervisor(self) -> Supervisor:
-        loop = asyncio.get_running_loop()
-        if loop not in self._supervisors:
-            self._supervisors = {k: one for k, one in self._supervisors.items() if not one.ended}
-            self._supervisors[loop] = Supervisor()
-        return self._supervisors[loop]
+    def _running(self) -> set[asyncio.Task[None]]:
+        self._tasks = {k: v for k, v in self._tasks.items() if not k.is_closed()}
+        return set(self._tasks.get(asyncio.get_running_loop(), ()))
 
     async def drain(self) -> None:
         """Accept no more and wait for those that were begun on this loop. Cancelled, stop them."""
         self._closed = True
-        supervisor = self._supervisors.get(asyncio.get_running_loop())
-        if supervisor is None:
-            return
         try:
-            await supervisor.drain()
+            if tasks := self._running():
+                await asyncio.wait(tasks)
         except BaseException:
-            await supervisor.stop()
+            await self.stop()
             raise
 
     async def stop(self) -> None:
         """Accept no more and cancel those that were begun on this loop."""
         self._closed = True
-        supervisor = self._supervisors.get(asyncio.get_running_loop())
-        if supervisor is not None:
-            await supervisor.stop()
+        await _stop(self._running())
 
     def raise_lost(self) -> None:
         """Raise, once, what went wrong and nobody has heard of.
@@ -159,7 +152,8 @@ class Saves:
         Raises:
             TransferError: names those that failed; `failures` has the errors.
         """
-        lost = [(one._what, one._error) for one in self._begun if one._is_lost()]
+        ours = self._begun if os.getpid() == self._program else ()  # not a forked child's
+        lost = [(one._what, one._error) for one in ours if one._is_lost()]
         self._begun = []
         if lost:
             texts = "; ".join(f"{what}: {error}" for what, error in lost)
@@ -167,3 +161,11 @@ class Saves:
             raise TransferError(
                 f"{len(lost)} save(s) failed that nobody waited for: {texts}", failures=failures
             ) from lost[0][1]
+
+
+async def _stop(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    with anyio.CancelScope(shield=True):
+        for task in tasks:
+            await settled(task, _CLEANUP_S)

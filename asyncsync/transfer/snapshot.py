@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -14,11 +14,11 @@ import anyio
 
 from ..clock import Clock
 from ..concurrency import Budget, Threads, each
-from ..errors import AsyncSyncError, BusyError, os_errors, quote
+from ..errors import AsyncSyncError, BusyError, StalledError, os_errors, quote
 from ..manifest import Kind
 from ..names import MANIFEST
 from ..patterns import Selection
-from ..storage.local import Holder, Way, free_bytes
+from ..storage.local import Holder, Way, free_bytes, sweep_beside
 from ..units import MIB
 from .engine import batches
 from .failures import unstable
@@ -90,17 +90,26 @@ class _Tree:
     look: _Look
 
 
+@dataclass
+class _Room:
+    """What snapshots may take of one file system."""
+
+    budget: Budget
+    bound_bytes: int
+
+
 class Snapshots:
     """Holds trees still, all that live within one bound.
 
     Args:
-        bound_bytes: sizes of their files, taken together; None: half of what would be free without
-            them, on the file system of the tree that is asked for.
+        bound_bytes: sizes of their files on one file system, taken together, as they are when they
+            are looked at first; None: half of what is free there when there is none. Second names
+            count nothing.
     """
 
     def __init__(self, threads: Threads, clock: Clock, *, bound_bytes: int | None) -> None:
         self._threads, self._clock, self._bound_bytes = threads, clock, bound_bytes
-        self._room = Budget(0)
+        self._rooms: dict[int, _Room] = {}
 
     @asynccontextmanager
     async def take(
@@ -140,14 +149,12 @@ class Snapshots:
     async def _take(self, stack: AsyncExitStack, taking: _Taking) -> Held | None:
         trees = await self._trees(taking)
         size = sum(file.size_bytes for tree in trees for file in tree.look.versions.values())
-        bound = self._bound_bytes
-        if bound is None:
-            free = await self._threads.run(free_bytes, taking.path)
-            bound = (free + self._room.used) // 2
-        if size > bound:
+        room = await self._room(taking.path)
+        if taking.link:
+            size = 0  # a second name takes no room
+        if size > room.bound_bytes:
             return None
-        self._room.resize(bound)
-        await stack.enter_async_context(self._room.borrow(size))
+        await stack.enter_async_context(room.budget.borrow(size))
         holder = await stack.enter_async_context(self._holder(taking.path))
         held = {tree.prefix: await self._hold(tree, taking, holder) for tree in trees}
         way = weakest({one.way for one in held.values()})
@@ -155,6 +162,17 @@ class Snapshots:
             inside = {path: held[f"{tree.prefix}{path}/"] for path in tree.look.scan.nested}
             held[tree.prefix] = replace(held[tree.prefix], way=way, nested=inside)
         return held[""]
+
+    async def _room(self, path: str) -> _Room:
+        """The room on the file system of a tree; what died there does not count any more."""
+        await self._threads.run(sweep_beside, path)
+        device, free = await self._threads.run(_measured, path)
+        bound = self._bound_bytes if self._bound_bytes is not None else free // 2
+        room = self._rooms.setdefault(device, _Room(Budget(0), 0))
+        if not room.budget.used:  # what lives is not all written yet: then nobody can tell
+            room.bound_bytes = bound
+            room.budget.resize(bound)
+        return room
 
     async def _trees(self, taking: _Taking) -> list[_Tree]:
         """The tree and the commits inside, each after the one that it is inside of."""
@@ -183,7 +201,8 @@ class Snapshots:
         finally:
             with anyio.CancelScope(shield=True):
                 for holder in made:
-                    await self._threads.run(holder.close)
+                    with suppress(OSError, StalledError):  # it is swept later; the sync is over
+                        await self._threads.run(holder.close)
 
     async def _hold(self, tree: _Tree, taking: _Taking, holder: Holder) -> Held:
         path = tree.prefix.rstrip("/")
@@ -359,3 +378,8 @@ class _Copying:
         """Make those that are empty; the others came with their files."""
         for directory in scan.directories:
             self._holder.make_directory(self._prefix + directory.path, directory.mode)
+
+
+def _measured(path: str) -> tuple[int, int]:
+    """The file system that a path is on, and what is free there."""
+    return os.stat(path).st_dev, free_bytes(path)

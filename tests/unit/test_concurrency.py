@@ -18,7 +18,6 @@ from anyio.lowlevel import checkpoint
 from asyncsync.concurrency import (
     Budget,
     ByteBudget,
-    Supervisor,
     Threads,
     each_bounded,
     finish,
@@ -691,101 +690,3 @@ async def test_a_small_piece_gets_memory_of_its_size() -> None:
         used, size = budget.used, len(bytes(buffer.obj))
 
     assert (used, size) == (3, 3)
-
-
-# -- supervisor
-
-
-class Work:
-    """Work that ends when it is told, and needs a moment to clean up when it is cancelled."""
-
-    def __init__(self) -> None:
-        self.go, self.state = anyio.Event(), "new"
-
-    async def __call__(self) -> None:
-        self.state = "running"
-        try:
-            await self.go.wait()
-            self.state = "done"
-        except asyncio.CancelledError:
-            with anyio.CancelScope(shield=True):
-                await settle()
-            self.state = "cancelled"
-            raise
-
-
-async def test_supervised_work_outlives_whoever_starts_it() -> None:
-    supervisor, one, two = Supervisor(), Work(), Work()
-
-    async def start() -> None:
-        supervisor.start(one)
-        await settle()
-        supervisor.start(two)
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(start)
-    await settle()
-    assert (one.state, two.state, supervisor.ended) == ("running", "running", False)
-    one.go.set()
-    two.go.set()
-    await supervisor.drain()
-
-    assert (one.state, two.state, supervisor.ended) == ("done", "done", True)
-
-
-async def test_draining_at_once_still_runs_what_was_started() -> None:
-    supervisor, work = Supervisor(), Work()
-    supervisor.start(work)
-    work.go.set()
-    await supervisor.drain()
-
-    assert work.state == "done"
-
-
-async def test_draining_that_is_cancelled_leaves_the_work_alone() -> None:
-    supervisor, work = Supervisor(), Work()
-    supervisor.start(work)
-    with anyio.move_on_after(0.01):
-        await supervisor.drain()
-    assert work.state == "running"
-    work.go.set()
-    await supervisor.drain()
-
-    assert work.state == "done"
-
-
-@pytest.mark.parametrize("turns", [0, 50])
-async def test_stopping_cancels_and_waits_for_the_clean_up(turns: int) -> None:
-    supervisor, work = Supervisor(), Work()
-    supervisor.start(work)
-    await settle(turns)
-    await supervisor.stop()
-    await supervisor.stop()
-
-    assert (work.state, supervisor.ended) == ("cancelled", True)
-
-
-async def test_stopping_waits_although_its_task_is_cancelled() -> None:
-    supervisor, work = Supervisor(), Work()
-    supervisor.start(work)
-    await settle()
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        await supervisor.stop()
-
-    assert work.state == "cancelled"
-
-
-async def test_stopping_does_not_wait_for_ever() -> None:
-    supervisor, go = Supervisor(), anyio.Event()
-
-    async def deaf() -> None:
-        with anyio.CancelScope(shield=True):
-            await go.wait()
-
-    supervisor.start(deaf)
-    await settle()
-    await supervisor.stop(grace_s=0.01)
-    assert not supervisor.ended
-    go.set()
-    await supervisor.drain()

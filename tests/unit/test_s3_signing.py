@@ -141,6 +141,7 @@ def test_a_signature_is_the_one_that_botocore_makes(case: Case) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @settings(max_examples=3000)
 @given(case=cases)
 def test_every_signature_is_the_one_that_botocore_makes(case: Case) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -318,10 +319,73 @@ def test_each_loop_has_its_own() -> None:
     async def last() -> int:
         await save()
         await saves.drain()
-        return len(saves._supervisors)
+        return len(saves._tasks)
 
     assert asyncio.run(save()) == asyncio.run(save()) == RECEIPT
     assert asyncio.run(last()) == 1
+
+
+async def test_one_that_is_cancelled_before_its_first_turn_ends(saves: Saves) -> None:
+    """As by who cancels all tasks, asyncio.run for one."""
+    begun, others = asyncio.Event(), asyncio.all_tasks()
+
+    async def begin() -> None:
+        begun.set()
+        with pytest.raises(TransientError, match="stopped before it was done"):
+            await saves.begin("a to b", Sync())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(begin)
+        await begun.wait()
+        [task] = saves._running()
+        assert task not in others
+        task.cancel()
+
+
+async def test_after_all_tasks_were_cancelled_the_next_one_is_durable(saves: Saves) -> None:
+    sync, last = Sync(), Sync()
+    first = await saves.begin("a to b", sync)
+    for task in saves._running():
+        task.cancel()
+    with pytest.raises(TransientError):
+        await first.durable()
+    last.go.set()
+
+    assert await (await saves.begin("a to c", last)).durable() is RECEIPT
+
+
+class Stop(BaseException):
+    """What an observer may raise to end its sync."""
+
+
+async def test_what_ends_one_leaves_the_others_alone(saves: Saves) -> None:
+    sync, other = Sync(), Sync()
+
+    async def call(observe: Observer) -> Receipt:
+        observe(FREE)
+        await sync.go.wait()
+        raise Stop
+
+    first, second = await saves.begin("a to b", call), await saves.begin("a to c", other)
+    sync.go.set()
+    with pytest.raises(Stop):
+        await first.durable()
+    other.go.set()
+
+    assert await second.durable() is RECEIPT
+
+
+async def test_a_forked_child_has_none_to_tell_of(
+    saves: Saves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = Sync(TransientError("lost"))
+    saved = await saves.begin("a to b", sync)
+    sync.go.set()
+    while not saved.done:
+        await settle()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+
+    saves.raise_lost()
 
 
 def test_a_loop_that_ends_cancels_them() -> None:

@@ -17,7 +17,13 @@ import pytest
 from anyio import to_thread
 
 from asyncsync.concurrency import Threads
-from asyncsync.errors import BusyError, NotFoundError, RefusedError, SourceChangedError
+from asyncsync.errors import (
+    BusyError,
+    NotFoundError,
+    RefusedError,
+    SourceChangedError,
+    StalledError,
+)
 from asyncsync.manifest import Kind
 from asyncsync.names import MANIFEST, holder_name, is_ours, is_snapshot
 from asyncsync.patterns import Selection
@@ -675,7 +681,7 @@ async def test_cancelled_at_any_hop_nothing_is_left(
         assert entered or scope.cancelled_caught
 
     assert at > 6
-    assert take.snapshots._room.used == 0
+    assert [room.budget.used for room in take.snapshots._rooms.values()] == [0]
 
 
 def holder(path: Path, name: str, attempt: str) -> Path:
@@ -684,6 +690,62 @@ def holder(path: Path, name: str, attempt: str) -> Path:
     make(made / "tree", {"x/y": b"1", MANIFEST: b"{}"})
     (made / ".asyncsync-lock").touch()
     return made
+
+
+async def test_what_a_crash_left_is_swept_before_room_is_looked_for(
+    tree: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that it fills, nothing would ever be held again otherwise."""
+    dead, size = holder(tree.parent, "ckpt_7", "a"), sum(map(len, TREE.values()))
+    monkeypatch.setattr(
+        "asyncsync.transfer.snapshot.free_bytes", lambda _: 0 if dead.exists() else 2 * size
+    )
+    async with held(Taker(threads)(tree)):
+        assert not dead.exists()
+
+
+async def test_each_file_system_has_a_bound_of_its_own(
+    tree: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(map(len, TREE.values()))
+    found = iter([(1, 2 * size), (2, 2 * size)])
+    monkeypatch.setattr("asyncsync.transfer.snapshot._measured", lambda _: next(found))
+    take = Taker(threads)
+    async with held(take(tree)):
+        with anyio.fail_after(10):
+            async with held(take(tree)):
+                pass
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "stale"), StalledError("no end")])
+async def test_a_failure_to_remove_it_fails_nothing_else(
+    error: Exception, tree: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was held for may be durable by now; the next snapshot sweeps what stays."""
+    close = Holder.close
+
+    def closes(holder: Holder) -> None:
+        close(holder)
+        raise error
+
+    monkeypatch.setattr(Holder, "close", closes)
+    async with held(Taker(threads)(tree)):
+        pass
+
+
+async def test_where_its_path_would_be_too_long_there_is_none(
+    tmp_path: Path, threads: Threads
+) -> None:
+    deep = tmp_path
+    while len(str(deep)) < 4095 - 220:
+        deep /= "x" * 200
+    deep /= "y" * (4095 - 40 - len(str(deep)))
+    deep.mkdir(parents=True)
+    (deep / "a").write_bytes(b"1")
+    async with Taker(threads)(deep) as nothing:
+        assert nothing is None
+
+    assert os.listdir(deep.parent) == [deep.name]
 
 
 async def test_what_a_crash_left_is_swept_and_what_lives_stays(tree: Path, take: Taker) -> None:

@@ -12,7 +12,7 @@ store.py     all of it as coroutines
 
 from .fs import data_extents, open_beneath, read_at, zeros
 from .locks import Lock
-from .snapshot import Holder, Way, free_bytes
+from .snapshot import Holder, Way, free_bytes, sweep_beside
 from .store import LocalTrees
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "free_bytes",
     "open_beneath",
     "read_at",
+    "sweep_beside",
     "zeros",
 ]

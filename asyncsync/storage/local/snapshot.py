@@ -63,7 +63,6 @@ class Holder:
         self._parent = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _check_sibling(self._parent, real)
-            _sweep(self._parent)
             holder = holder_name(name, "snap", new_attempt())
             self._stage = Stage(self._parent, holder, quote(directory))
         except BaseException:
@@ -71,6 +70,11 @@ class Holder:
             raise
         self._tree, self._made = self._stage.tree, set[str]()
         self.path = os.path.join(above, holder, TREE)
+        try:
+            os.stat(self.path)  # longer than that of the tree: too long, perhaps
+        except BaseException:
+            self.close()
+            raise
 
     def begin(self, source: int, path: str, *, link: bool) -> Way:
         """Make file `path` of what is open as `source`; after "copy", `copy` has to fill it.
@@ -129,7 +133,7 @@ class Holder:
         try:
             with opened(self._tree, above) as directory:
                 os.unlink(name, dir_fd=directory)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         while above != ".":
             above, name = split(above)
@@ -187,6 +191,16 @@ def _copy_some(source: int, fd: int, offset: int, size_bytes: int) -> int:
     piece = read_at(source, min(size_bytes, _PIECE_BYTES), offset)
     write_at(fd, piece, offset)
     return len(piece)
+
+
+def sweep_beside(directory: str) -> None:
+    """Remove what snapshots of this and other trees beside it left when their makers died."""
+    above = os.path.dirname(os.path.realpath(directory))
+    parent = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _sweep(parent)
+    finally:
+        os.close(parent)
 
 
 def _sweep(parent: int) -> None:
