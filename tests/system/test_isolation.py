@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
+from asyncsync import sync
 from asyncsync.errors import (
     ConfigError,
     ConflictError,
@@ -27,7 +28,7 @@ from asyncsync.errors import (
     TransientError,
 )
 from asyncsync.events import Committed, Event, Moved, Planned, Started
-from asyncsync.syncing import Isolation, StorageSyncer
+from asyncsync.syncing import Isolation, StorageSyncer, VerifyReport
 from asyncsync.syncing.isolation import launch, server
 from asyncsync.syncing.isolation.launch import Engines, engines
 from asyncsync.syncing.isolation.messages import Frames, Hello, Refused, encode
@@ -228,6 +229,30 @@ def test_several_loops_in_several_threads_share_one(
 
 
 # -- what cannot be
+
+
+def test_cells_of_a_notebook_share_one(mode: Isolation, source: Path, tmp_path: Path) -> None:
+    """One loop runs all the time; each cell is a task of its own, and some are not async."""
+
+    async def cell(code: Callable[[], Awaitable[object]]) -> object:
+        return await asyncio.create_task(_await(code))
+
+    async def kernel() -> None:
+        syncer = StorageSyncer(isolation=mode)
+        await cell(syncer.__aenter__)
+        await cell(lambda: syncer.sync_up(source, tmp_path / "one"))
+        sync.sync_up(source, tmp_path / "two")
+        report = await cell(lambda: syncer.verify(tmp_path / "two"))
+        await cell(lambda: syncer.__aexit__(None, None, None))
+        assert isinstance(report, VerifyReport)
+        assert report.ok
+
+    asyncio.run(kernel())
+    assert sorted(os.listdir(tmp_path)) == ["one", "source", "two"]
+
+
+async def _await(code: Callable[[], Awaitable[object]]) -> object:
+    return await code()
 
 
 async def test_memory_does_not_reach_another_process() -> None:
