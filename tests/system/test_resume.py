@@ -157,7 +157,9 @@ async def _world(store: str, tmp_path: Path, monkeypatch: Patch) -> AsyncIterato
         yield World(tmp_path, str(tmp_path / "target" / "ckpt_7"), s3_place.CHUNK, None)
 
 
-@pytest.mark.parametrize("direction", ["up", "update", "down"])
+@pytest.mark.parametrize(
+    "direction", ["up", pytest.param("update", marks=pytest.mark.slow), "down"]
+)
 async def test_after_every_interruption_only_what_was_in_flight_moves_again(
     direction: str, world: World
 ) -> None:
@@ -202,6 +204,7 @@ async def test_the_parts_of_a_file_travel_once(tmp_path: Path, monkeypatch: Patc
         assert again <= AT_ONCE
 
 
+@pytest.mark.slow
 async def test_when_the_network_goes_at_any_request_the_next_run_goes_on(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
@@ -476,20 +479,31 @@ def _damages(data: bytes) -> Iterator[bytes]:
         yield data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :]
 
 
-async def test_a_journal_that_is_damaged_anywhere_only_costs_sending_again(world: World) -> None:
-    act = await world.prepared("up")
-    await world.interrupted(act, 5)
-    [journal] = _journals()
-    damages = list(_damages(journal.read_bytes()))
-    for damaged in damages:
-        [journal] = _journals()
-        journal.write_bytes(damaged)
-        await world.run(act)
-        await world.check("up")
-        await world.clear()
-        await world.prepared("up")
+@pytest.mark.parametrize(
+    "store",
+    [
+        "file",
+        pytest.param("s3", marks=pytest.mark.slow),
+        pytest.param("gs", marks=pytest.mark.slow),
+    ],
+)
+async def test_a_journal_that_is_damaged_anywhere_only_costs_sending_again(
+    store: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    async with _world(store, tmp_path, monkeypatch) as world:
+        act = await world.prepared("up")
         await world.interrupted(act, 5)
-    assert len(damages) > 20
+        [journal] = _journals()
+        damages = list(_damages(journal.read_bytes()))
+        for damaged in damages:
+            [journal] = _journals()
+            journal.write_bytes(damaged)
+            await world.run(act)
+            await world.check("up")
+            await world.clear()
+            await world.prepared("up")
+            await world.interrupted(act, 5)
+        assert len(damages) > 20
 
 
 async def test_without_a_place_for_a_journal_nothing_is_left(
