@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
 import anyio
@@ -15,7 +16,7 @@ from ..events import Observer, Retrying, ignore
 from ..units import MIB
 from .retrying import Backoff, RetryBudget, retry
 
-__all__ = ["Around", "Hastened", "Limited", "Pace", "Rate", "Retried", "Throttled"]
+__all__ = ["Around", "Hastened", "Limited", "Pace", "Rate", "Retried", "Stacked", "Throttled"]
 
 T = TypeVar("T")
 
@@ -26,6 +27,18 @@ class Around(Protocol):
     async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
         """Await `call()`, which is named `what` and moves `size_bytes` bytes."""
         ...
+
+
+class Stacked:
+    """Several behaviours around one call, the first outermost."""
+
+    def __init__(self, *behaviours: Around) -> None:
+        self._inside_out = behaviours[::-1]
+
+    async def __call__(self, what: str, size_bytes: int, call: Callable[[], Awaitable[T]]) -> T:
+        for behaviour in self._inside_out:
+            call = partial(behaviour, what, size_bytes, call)
+        return await call()
 
 
 class Retried:

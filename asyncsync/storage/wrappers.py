@@ -19,7 +19,7 @@ from ..clock import Clock
 from ..errors import quote
 from ..events import Observer, ignore
 from ..manifest import Header, Manifest
-from .behaviours import Around, Hastened, Limited, Pace, Rate, Retried, Throttled
+from .behaviours import Around, Hastened, Limited, Pace, Rate, Retried, Stacked, Throttled
 from .objects import (
     Capabilities,
     Condition,
@@ -66,11 +66,14 @@ def equip_objects(
     rate holds one, so that the rate orders few calls and not all of them. Haste is innermost: the
     time of waiting is no sign of being stuck.
     """
-    objects = _Objects(objects, Hastened(Pace(), clock, observe))
+    around: list[Around] = [
+        Retried(backoff or Backoff(), clock, observe, budget),
+        Limited(max_requests),
+        Hastened(Pace(), clock, observe),
+    ]
     if rate is not None:
-        objects = _Objects(objects, Throttled(rate))
-    objects = _Objects(objects, Limited(max_requests))
-    return _Objects(objects, Retried(backoff or Backoff(), clock, observe, budget))
+        around.insert(-1, Throttled(rate))
+    return _Objects(objects, Stacked(*around))
 
 
 def equip_trees(
@@ -83,10 +86,10 @@ def equip_trees(
     observe: Observer = ignore,
 ) -> TreeStore:
     """The same around a store that is a TreeStore by nature."""
+    around: list[Around] = [Retried(backoff or Backoff(), clock, observe), Limited(max_requests)]
     if rate is not None:
-        trees = _Trees(trees, Throttled(rate))
-    trees = _Trees(trees, Limited(max_requests))
-    return _Trees(trees, Retried(backoff or Backoff(), clock, observe))
+        around.append(Throttled(rate))
+    return _Trees(trees, Stacked(*around))
 
 
 class _Objects:

@@ -6,9 +6,11 @@ that are not bulk. It neither signs nor sends: a request that it has built is ha
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import cache
 from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -79,10 +81,35 @@ def load(options: Mapping[str, str]) -> Loaded:
 
 @cache
 def _loader(data_path: str | None) -> Any:
-    """One for all stores of the process: parsing the models is most of what loading costs."""
-    from botocore.loaders import create_loader  # noqa: PLC0415 - heavy, loaded by now
+    """One for all stores of the process: the models are most of what loading costs.
 
-    return create_loader(data_path)
+    botocore's own keeps the order of what it reads in OrderedDicts, and looks into the directory of
+    every service for every kind of model, to know which services there are.
+
+    Args:
+        data_path: directories with models besides botocore's, as AWS_DATA_PATH lists them.
+    """
+    from botocore.loaders import JSONFileLoader, Loader  # noqa: PLC0415 - heavy, loaded by now
+
+    class Files(JSONFileLoader):  # type: ignore[misc] # botocore has no types
+        def load_file(self, file_path: str) -> Any:
+            for ending, opened in ((".json", open), (".json.gz", gzip.open)):
+                with suppress(FileNotFoundError), opened(file_path + ending, "rb") as file:
+                    return json.loads(file.read())
+            return None
+
+    class Models(Loader):  # type: ignore[misc] # the same
+        FILE_LOADER_CLASS = Files
+
+        def list_available_services(self, type_name: str) -> list[str]:
+            del type_name  # what there is of a service turns out when it is loaded
+            names: set[str] = set()
+            for path in filter(os.path.isdir, self.search_paths):
+                names.update(os.listdir(path))
+            return sorted(names)
+
+    paths = data_path.split(os.pathsep) if data_path is not None else []
+    return Models([os.path.expanduser(os.path.expandvars(path)) for path in paths])
 
 
 def new_session(profile: str | None) -> Session:
