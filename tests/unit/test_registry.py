@@ -11,6 +11,7 @@ from asyncsync.events import Event, ignore
 from asyncsync.location import Location
 from asyncsync.storage import Stores
 from asyncsync.storage.registry import check_scheme
+from asyncsync.storage.retrying import RetryBudget
 from asyncsync.testing import FakeClock
 
 
@@ -21,6 +22,23 @@ async def stores() -> AsyncIterator[Stores]:
     yield opened
     await opened.aclose()
     threads.close()
+
+
+async def test_all_stores_retry_out_of_one_budget(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earned: list[RetryBudget] = []
+
+    def succeeded(budget: RetryBudget) -> None:
+        earned.append(budget)
+
+    monkeypatch.setattr(RetryBudget, "succeeded", succeeded)
+    for bucket in ("one", "two"):
+        store, tree = await stores.open(Location.parse(f"memory://{bucket}/run"), ignore)
+        await store.glance(tree)
+
+    assert len(earned) == 2
+    assert earned[0] is earned[1]
 
 
 async def test_a_store_is_opened_once_and_shared(stores: Stores) -> None:

@@ -18,6 +18,8 @@ import anyio
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
+from botocore.exceptions import UnknownServiceError
+from botocore.loaders import create_loader
 
 from asyncsync.clock import SystemClock
 from asyncsync.concurrency import Threads
@@ -115,6 +117,20 @@ class TestContract(ObjectStoreContract):
 
 
 # ---------------------------------------------------------------- where it connects
+
+
+def test_models_are_those_of_the_sdk_and_of_the_users_directories(tmp_path: Path) -> None:
+    """Our loader reads what botocore's own reads; the user's model comes before the SDK's."""
+    mine = tmp_path / "s3" / "2006-03-01"
+    mine.mkdir(parents=True)
+    (mine / "paginators-1.json").write_text('{"pagination": {"mine": {}}}')
+    ours, theirs = sdk._loader(str(tmp_path)), create_loader(str(tmp_path))
+
+    for kind in ("service-2", "waiters-2", "paginators-1", "endpoint-rule-set-1"):
+        assert ours.load_service_model("s3", kind) == theirs.load_service_model("s3", kind)
+    assert "mine" in ours.load_service_model("s3", "paginators-1")["pagination"]
+    with pytest.raises(UnknownServiceError):
+        ours.load_service_model("none", "service-2")
 
 
 def test_constructing_loads_no_sdk() -> None:
