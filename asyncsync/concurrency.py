@@ -37,9 +37,26 @@ _FEW = 16  # requests of one step at once; wrappers bound them over all steps
 class _Request:
     """Somebody who waits for a share."""
 
+    __slots__ = ("amount", "granted", "woken")
+
     def __init__(self, amount: int) -> None:
-        self.amount = amount
-        self.granted = anyio.Event()
+        self.amount, self.granted = amount, False
+        self.woken = asyncio.get_running_loop().create_future()
+
+
+class _Loan:
+    """A share, held for the length of a block."""
+
+    __slots__ = ("_amount", "_budget")
+
+    def __init__(self, budget: Budget, amount: int) -> None:
+        self._budget, self._amount = budget, amount
+
+    async def __aenter__(self) -> None:
+        await self._budget.take(self._amount)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._budget.give_back(self._amount)
 
 
 class Budget:
@@ -64,33 +81,30 @@ class Budget:
         self._total = total
         self._lend()
 
-    @asynccontextmanager
-    async def borrow(self, amount: int = 1) -> AsyncIterator[None]:
+    def borrow(self, amount: int = 1) -> _Loan:
         """Hold `amount` for the length of the block; waits until it is free."""
+        return _Loan(self, amount)
+
+    async def take(self, amount: int = 1) -> None:
+        """Wait until `amount` is free and hold it until `give_back`. Cancelled, none is held."""
         if not self._waiting and self._has(amount):  # no turn of the loop is needed for that
             self._take(amount)
-            try:
-                yield
-            finally:
-                self._used -= amount
-                self._lend()
             return
         request = _Request(amount)
         self._waiting.append(request)
         try:
+            await request.woken
+        except BaseException:
+            if request.granted:
+                self._used -= amount
+            else:
+                self._waiting.remove(request)
             self._lend()
-            await request.granted.wait()
-            yield
-        finally:
-            self._end(request)
+            raise
 
-    # Nothing here can be interrupted half way: a loan is given back whatever happens.
-
-    def _end(self, request: _Request) -> None:
-        if request.granted.is_set():
-            self._used -= request.amount
-        else:
-            self._waiting.remove(request)
+    def give_back(self, amount: int = 1) -> None:
+        """What was taken is free again. Nothing here can be interrupted half way."""
+        self._used -= amount
         self._lend()
 
     def _lend(self) -> None:
@@ -99,7 +113,9 @@ class Budget:
                 return
             request = self._waiting.popleft()
             self._take(request.amount)
-            request.granted.set()
+            request.granted = True
+            if not request.woken.done():  # else its task is cancelled, and gives it back
+                request.woken.set_result(None)
 
     def _has(self, amount: int) -> bool:
         return not self._used or self._used + amount <= self._total

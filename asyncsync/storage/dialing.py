@@ -7,8 +7,6 @@ import base64
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import lru_cache
 from time import monotonic
 from typing import NamedTuple
@@ -115,23 +113,27 @@ class Connections:
             )
         return proxy
 
-    @asynccontextmanager
-    async def lend(self, origin: Origin, threads: Threads) -> AsyncIterator[Connection]:
-        """A connection for one request; waits until fewer than `limit` are in use.
+    async def take(self, origin: Origin, threads: Threads) -> Connection:
+        """A connection for one request, until `give_back`; waits until fewer than `limit` are out.
 
         Raises:
             ConnectError: there is none.
         """
-        async with self._slots.borrow():
-            connection = self._kept(origin) or await self._connect(origin, threads)
-            try:
-                yield connection
-            finally:
-                if connection.idle:
-                    self._idle.setdefault(origin, []).append((connection, monotonic()))
-                else:
-                    connection.abort()
-                    self._all.discard(connection)
+        await self._slots.take()
+        try:
+            return self._kept(origin) or await self._connect(origin, threads)
+        except BaseException:
+            self._slots.give_back()
+            raise
+
+    def give_back(self, origin: Origin, connection: Connection) -> None:
+        """The request has ended: the connection is kept if it can be used again."""
+        if connection.idle:
+            self._idle.setdefault(origin, []).append((connection, monotonic()))
+        else:
+            connection.abort()
+            self._all.discard(connection)
+        self._slots.give_back()
 
     def _kept(self, origin: Origin) -> Connection | None:
         idle, now = self._idle.get(origin, []), monotonic()

@@ -43,9 +43,7 @@ def read_head(raw: bytes) -> tuple[Head, bool, bool]:
     found = _STATUS.fullmatch(status)
     if found is None:
         raise WireError("an answer that is not HTTP/1.1")
-    headers = CIMultiDict[str]()
-    for line in lines:
-        headers.add(*field_of(line))
+    headers = CIMultiDict[str](map(field_of, lines))
     chunked = "Transfer-Encoding" in headers
     if chunked and ",".join(headers.getall("Transfer-Encoding")).lower() != "chunked":
         raise WireError("a transfer coding that is not known")

@@ -10,11 +10,9 @@ import asyncio
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-import anyio
-
-from ..concurrency import Threads, finish
+from ..concurrency import Threads
 from ..errors import (
     AsyncSyncError,
     ConfigError,
@@ -27,13 +25,14 @@ from ..units import KIB, MIB
 from .dialing import ConnectError, Connections, origin_of, proxy_lines
 from .heads import Head, WireError
 from .objects import Data
-from .wire import Connection, Sink, TooLongError
+from .wire import Connection, Sink, StuckError, TooLongError
 
 __all__ = ["Answer", "Http", "http_time", "retry_after_s"]
 
 _ERROR_BYTES = 64 * KIB
 _PLAIN_BYTES = 64 * MIB  # of an answer for which the caller has no buffer
 _ALIVE_BYTES = 4 * KIB
+_GRACE_S = 5.0  # for the answer to a write that has left when its sender is cancelled
 _MAX_WAIT_S = 300.0
 _LOOKS_A_STALL = 8  # how often it is looked whether anything moved, in the time it may take
 _BODILESS = ("HEAD",)
@@ -85,7 +84,8 @@ class Http:
         self, *, max_connections: int, stall_s: float = 60.0, ca_file: str | None = None
     ) -> None:
         self._connections = Connections(max_connections, ca_file)
-        self._stall_s, self._ca_file = stall_s, ca_file
+        self._watch = _Watch(stall_s)
+        self._ca_file = ca_file
         self._threads: Threads | None = None
 
     async def open(self, threads: Threads) -> None:
@@ -131,31 +131,23 @@ class Http:
         """
         if self._connections.closed or self._threads is None:
             raise ConfigError(f"{what}: the store is closed")
-        threads = self._threads
-        request = _Request(method, url, headers, what, data, into, 1 if patient else _ALIVE_BYTES)
-        if method not in _WRITES:
-            return await self._send(request, threads)
-        return await finish(lambda: self._send(request, threads), worth_it=lambda: request.sent)
-
-    async def _send(self, request: _Request, threads: Threads) -> Answer:
-        origin, what = request.origin, request.what
+        request = _Request(method, url, headers, what, data, into)
         try:
-            async with self._connections.lend(origin, threads) as connection:
-                request.connection = connection
-                with (
-                    anyio.CancelScope() as scope,
-                    _Pulse(scope, connection, self._stall_s, request.alive_bytes),
-                ):
-                    head, body = await connection.ask(
-                        request.head(self._connections.proxy_for(origin)),
-                        request.data,
-                        request.sink,
-                        bodiless=request.method in _BODILESS,
-                    )
-                    return request.checked(head, body)
-            failure: AsyncSyncError = StalledError(
-                f"{what}: hardly anything moved for {self._stall_s:g} s"
-            )
+            head = request.head(self._connections.proxy_for(request.origin))
+            connection = await self._connections.take(request.origin, self._threads)
+            self._watch.begin(connection, 1 if patient else _ALIVE_BYTES)
+            try:
+                answer, body = await connection.ask(
+                    head,
+                    data,
+                    request.sink,
+                    bodiless=method in _BODILESS,
+                    grace_s=_GRACE_S if method in _WRITES else 0.0,
+                )
+                return request.checked(answer, body)
+            finally:
+                self._watch.end(connection)
+                self._connections.give_back(request.origin, connection)
         except AsyncSyncError:
             raise
         except ConnectError as exc:
@@ -179,15 +171,12 @@ class Http:
 
     async def aclose(self) -> None:
         """Close every connection. Again: no effect."""
+        self._watch.close()
         await self._connections.aclose()
 
 
 class _Request:
-    """One request, and what is known of its answer.
-
-    Attributes:
-        connection: on which it is sent; None: there is none yet.
-    """
+    """One request, and what its answer may be."""
 
     def __init__(
         self,
@@ -197,21 +186,14 @@ class _Request:
         what: str,
         data: Data,
         into: memoryview | None,
-        alive_bytes: int,
     ) -> None:
-        self.method, self.what, self.data, self.alive_bytes = method, what, data, alive_bytes
+        self.method, self.what, self.data = method, what, data
         self._headers, self._into = headers, into
         address, self._path = _split(url)
         origin = origin_of(address)
         if origin is None:
             raise ConfigError(f"{what}: that is not the address of a server; check the endpoint")
         self.origin = origin
-        self.connection: Connection | None = None
-
-    @property
-    def sent(self) -> bool:
-        """Whether it has left as a whole."""
-        return self.connection is not None and self.connection.sent
 
     def head(self, proxy: str | None) -> bytes:
         """The request up to its body.
@@ -245,6 +227,8 @@ class _Request:
 
     def broken(self, exc: Exception) -> AsyncSyncError:
         """The error for what happened on the connection; of the address, only the server."""
+        if isinstance(exc, StuckError):
+            return StalledError(f"{self.what}: {exc}")
         if isinstance(exc, TooLongError):
             kind = PermanentError if exc.status == 200 else TransientError
             hint = "; it does not honour ranges" if exc.status == 200 else ""
@@ -264,43 +248,63 @@ class _Request:
         return Answer(head.status, head.headers, body)
 
 
-class _Pulse:
-    """Ends a scope when too few bytes have moved for too long.
+class _Watch:
+    """Fails requests in which too few bytes have moved for too long.
 
-    It looks now and then: to be told of every read and write would cost more than they do.
+    It looks at all of them now and then: to be told of every read and write would cost more than
+    they do, and a timer for each as much as a small request.
     """
 
-    def __init__(
-        self, scope: anyio.CancelScope, connection: Connection, stall_s: float, alive_bytes: int
-    ) -> None:
-        self._scope, self._connection = scope, connection
-        self._stall_s, self._alive_bytes = stall_s, alive_bytes
-        self._loop = asyncio.get_running_loop()
-        self._moved_bytes, self._moved_at = 0, self._loop.time()
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = stall_s
+        self._seen: dict[Connection, _Seen] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
-    def __enter__(self) -> Self:
-        self._wait()
-        return self
+    def begin(self, connection: Connection, alive_bytes: int) -> None:
+        """Watch the request that begins there; fewer bytes than `alive_bytes` are no progress."""
+        loop = asyncio.get_running_loop()
+        self._seen[connection] = _Seen(alive_bytes, loop.time())
+        if self._timer is None:
+            self._wait(loop)
 
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
+    def end(self, connection: Connection) -> None:
+        """It has ended. Again: no effect."""
+        self._seen.pop(connection, None)
 
-    def _wait(self) -> None:
-        self._timer = self._loop.call_later(self._stall_s / _LOOKS_A_STALL, self._look)
+    def close(self) -> None:
+        """Look no more. Again: no effect."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _look(self) -> None:
-        moved_bytes, now = self._connection.moved_bytes, self._loop.time()
-        if moved_bytes - self._moved_bytes >= self._alive_bytes:
-            self._moved_bytes, self._moved_at = moved_bytes, now
-        if now - self._moved_at >= self._stall_s:
-            self._scope.cancel()
-        else:
-            self._wait()
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(self._stall_s / _LOOKS_A_STALL, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer, now = None, loop.time()
+        for connection, seen in self._seen.items():
+            moved_bytes = connection.moved_bytes
+            if moved_bytes - seen.moved_bytes >= seen.alive_bytes:
+                seen.moved_bytes, seen.moved_at = moved_bytes, now
+            elif now - seen.moved_at >= self._stall_s:
+                connection.fail(StuckError(f"hardly anything moved for {self._stall_s:g} s"))
+        if self._seen:
+            self._wait(loop)
+
+
+class _Seen:
+    """How far a request was, when it last made progress."""
+
+    __slots__ = ("alive_bytes", "moved_at", "moved_bytes")
+
+    def __init__(self, alive_bytes: int, now: float) -> None:
+        self.alive_bytes, self.moved_at, self.moved_bytes = alive_bytes, now, 0
 
 
 def _split(url: str) -> tuple[str, str]:
     """The address of the server, and what is asked of it; nothing is decoded."""
-    scheme, _, rest = url.partition("://")
-    end = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
-    path = rest[end:]
-    return f"{scheme}://{rest[:end]}", path if path.startswith("/") else f"/{path}"
+    start = url.find("://") + 3
+    ends = [at for at in (url.find("/", start), url.find("?", start)) if at >= 0]
+    end = min(ends) if ends else len(url)
+    path = url[end:]
+    return url[:end], path if path.startswith("/") else f"/{path}"

@@ -13,7 +13,10 @@ import select
 import ssl
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple, cast
+
+import anyio
 
 from ..units import KIB
 from .heads import Head, WireError, field_of, read_head
@@ -23,7 +26,7 @@ if sys.platform == "linux":
     from fcntl import ioctl
     from termios import TIOCOUTQ
 
-__all__ = ["Connection", "Sink", "TooLongError"]
+__all__ = ["Connection", "Sink", "StuckError", "TooLongError"]
 
 _HEAD_BYTES = 64 * KIB
 _SLICE_BYTES = 256 * KIB
@@ -37,6 +40,10 @@ class TooLongError(WireError):
     def __init__(self, status: int, room: int) -> None:
         super().__init__(f"more than the {room} bytes asked for")
         self.status = status
+
+
+class StuckError(WireError):
+    """Whoever watches the connection has given it up."""
 
 
 class Sink(NamedTuple):
@@ -60,6 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         self._scratch = bytearray(_HEAD_BYTES)
         self._filled = 0  # bytes of `_scratch` that are not understood yet
         self._wake: asyncio.Future[None] | None = None
+        self._arrivals: select.poll | None = None
         self._paused = self._busy = self._reusable = False
         self._failure: BaseException | None = None  # there is no answer any more
         self._begin(_nowhere, bodiless=True)
@@ -87,9 +95,10 @@ class Connection(asyncio.BufferedProtocol):
         line = self._descriptor
         if line is None:
             return True
-        waiting = select.poll()
-        waiting.register(line, select.POLLIN)
-        return not waiting.poll(0)
+        if self._arrivals is None:
+            self._arrivals = select.poll()
+            self._arrivals.register(line, select.POLLIN)
+        return not self._arrivals.poll(0)
 
     @property
     def sent(self) -> bool:
@@ -116,6 +125,7 @@ class Connection(asyncio.BufferedProtocol):
         *,
         bodiless: bool,
         tunnel: bool = False,
+        grace_s: float = 0.0,
     ) -> tuple[Head, bytes | memoryview]:
         """Send a request and receive the whole answer. After a failure the connection is closed.
 
@@ -123,6 +133,8 @@ class Connection(asyncio.BufferedProtocol):
             choose: where the body of an answer goes, by its head; what it raises is raised here.
             bodiless: no answer to this method has a body.
             tunnel: what follows the answer is no HTTP of this connection's.
+            grace_s: how long to wait for the answer when cancelled after everything has left: the
+                other side may act on it however late, and so after what the caller does next.
 
         Raises:
             WireError: the answer is not whole, or none, or a success before the request was there.
@@ -130,9 +142,7 @@ class Connection(asyncio.BufferedProtocol):
         self._begin(choose, bodiless=bodiless)
         self._busy, self._reusable = True, False
         try:
-            await self._write(head, body)
-            while not self._done:
-                await self._turn()
+            await self._exchange(head, body, grace_s)
             answer = self._answer()
             # What has not left is the caller's memory.
             self._reusable = self._whole and (self._reusable or tunnel)
@@ -146,6 +156,22 @@ class Connection(asyncio.BufferedProtocol):
             # A connection that is kept keeps nobody's memory.
             self._sink, self._pieces, self._choose = Sink(None), [], _nowhere
         return answer
+
+    async def _exchange(self, head: bytes, body: Data, grace_s: float) -> None:
+        try:
+            await self._write(head, body)
+            while not self._done:
+                await self._turn()
+        except asyncio.CancelledError:
+            if grace_s and self.sent:  # else not even one more turn, in which it might leave
+                await self._linger(grace_s)
+            raise
+
+    async def _linger(self, grace_s: float) -> None:
+        # What becomes of it is of no interest: the cancellation is what counts.
+        with anyio.move_on_after(grace_s, shield=True), suppress(Exception):
+            while not self._done:
+                await self._turn()
 
     def _answer(self) -> tuple[Head, bytes | memoryview]:
         assert self._head is not None
@@ -234,7 +260,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._raw is None:
                 self._drain()
         self._transport = None
-        self._fail(exc or self._cut_off())
+        self.fail(exc or self._cut_off())
 
     def _drain(self) -> None:
         """Take in what had arrived when a write failed: it may say why, and the kernel has it."""
@@ -276,7 +302,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._filled += nbytes
                 self._understand()
         except Exception as exc:  # noqa: BLE001 - it is raised where the answer is awaited
-            self._fail(exc)
+            self.fail(exc)
 
     def eof_received(self) -> bool:
         head = self._head
@@ -286,7 +312,7 @@ class Connection(asyncio.BufferedProtocol):
         if proven and self._left is None and not self._done:
             self._complete()  # as long as it comes
         else:
-            self._fail(self._cut_off())
+            self.fail(self._cut_off())
         return False  # closes
 
     # -- what arrives
@@ -304,7 +330,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._filled >= _HEAD_BYTES:
             raise WireError("a head that is too long")
         if self._done and self._filled:
-            self._fail(WireError("more than was asked for"))
+            self.fail(WireError("more than was asked for"))
 
     def _take(self, start: int) -> int:
         """Take in what comes next; how many bytes that were, none if more have to arrive."""
@@ -402,7 +428,8 @@ class Connection(asyncio.BufferedProtocol):
         self._done, self._whole = True, self.sent
         self._notify()
 
-    def _fail(self, exc: BaseException) -> None:
+    def fail(self, exc: BaseException) -> None:
+        """There will be no answer: whoever waits for it gets this."""
         self._failure = self._failure or exc
         self._reusable, self._filled = False, 0  # the rest is for nobody
         self._notify()

@@ -330,7 +330,7 @@ class _Copying:
     # -- in threads
 
     def _opened(self, step: Callable[..., T], file: SourceFile, *args: object) -> T:
-        with self._source.opened(file) as fd:
+        with self._source.opened(file) as (fd, _):
             return step(fd, file, *args)
 
     def _whole(self, files: Sequence[SourceFile]) -> set[str]:

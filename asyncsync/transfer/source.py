@@ -220,22 +220,31 @@ class Directory:
         return stamp if self.ctimes else (*stamp[:3], 0, *stamp[4:])
 
     @contextmanager
-    def opened(self, file: SourceFile) -> Iterator[int]:
+    def opened(self, file: SourceFile) -> Iterator[tuple[int, os.stat_result]]:
         """A file held open in the version that the walk saw, or grown from it; blocks.
 
         Raises Moving when it is another.
         """
         fd = self._open(file)
         try:
-            if not self._acceptable(file, os.fstat(fd)):
+            found = os.fstat(fd)
+            if not self._acceptable(file, found):
                 raise Moving(file.path)
-            yield fd
+            yield fd, found
         finally:
             os.close(fd)
 
     def is_version(self, file: SourceFile, fd: int) -> bool:
         """Whether what is open is still what the walk saw, and nothing was added."""
         return self.stamp(os.fstat(fd)) == file[1:]
+
+    def _is_there(self, file: SourceFile) -> bool:
+        """Whether the path still leads to what the walk saw; where it does not, look closer."""
+        try:
+            found = os.stat(file.path, dir_fd=self._fd, follow_symlinks=self.links == "follow")
+        except OSError:
+            return False
+        return self.stamp(found) == file[1:]
 
     def _open(self, file: SourceFile) -> int:
         try:
@@ -260,8 +269,8 @@ class Directory:
     def _read(self, file: SourceFile, number: int, into: memoryview | None = None) -> Piece:
         start = number * CHUNK_BYTES
         end = min(file.size_bytes, start + CHUNK_BYTES)
-        with self.opened(file) as fd:
-            piece = _read_piece(fd, file, start, end, into, sparse=_is_sparse(os.fstat(fd)))
+        with self.opened(file) as (fd, found):
+            piece = _read_piece(fd, file, start, end, into, sparse=_is_sparse(found))
             if piece.block.extents and not self.is_version(file, fd):
                 # A hole may have been filled after we had looked where the holes are.
                 return _read_piece(fd, file, start, end, into, sparse=False)
@@ -274,9 +283,9 @@ class Directory:
         return self.kind == "rolling" and same and found.st_size >= file.size_bytes
 
     def _confirm(self, file: SourceFile, chunks: Sequence[str]) -> None:
-        with self.opened(file) as fd:
-            if self.is_version(file, fd):
-                return
+        if self._is_there(file):
+            return
+        with self.opened(file) as (fd, _):
             for number, expected in enumerate(chunks):
                 start = number * CHUNK_BYTES
                 end = min(file.size_bytes, start + CHUNK_BYTES)

@@ -40,7 +40,7 @@ class Arriving:
         self.published = False
         self.tag = ""
         self.losses = 0
-        self._turn = anyio.Lock()
+        self._beginning: anyio.Lock | None = None
 
     @property
     def whole(self) -> bool:
@@ -76,7 +76,9 @@ class Arriving:
                 return
 
     async def _begun(self, objects: ObjectStore, key: str) -> Upload:
-        async with self._turn:
+        if self._beginning is None:  # most files have no parts
+            self._beginning = anyio.Lock()
+        async with self._beginning:
             if self.upload is None:
                 self.upload = await objects.create_upload(key)
             return self.upload

@@ -61,7 +61,7 @@ def sign(
         at: Unix seconds on the server's clock; it accepts up to 15 minutes of difference.
         payload: SHA-256 of the body in hex, or `UNSIGNED_PAYLOAD`.
     """
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
+    stamp = _stamp(int(at))
     sent = {name: value for name, value in headers.items() if name.lower() != "authorization"}
     sent["x-amz-date"] = stamp
     sent["x-amz-content-sha256"] = payload
@@ -69,10 +69,9 @@ def sign(
         sent["x-amz-security-token"] = credentials.token.reveal()
     host, path, query = _split(url)
     signed = _to_sign(sent, host)
-    names = ";".join(signed)
-    request = "\n".join(
-        (method, path, query, *(f"{k}:{v}" for k, v in signed.items()), "", names, payload)
-    )
+    names = ";".join([name for name, _ in signed])
+    lines = [f"{name}:{value}" for name, value in signed]
+    request = "\n".join([method, path, query, *lines, "", names, payload])
     within = f"{stamp[:8]}/{scope.region}/{scope.service}/aws4_request"
     text = "\n".join((_ALGORITHM, stamp, within, sha256_hex(request.encode())))
     key = _signing_key(credentials.secret_key, stamp[:8], scope)
@@ -94,18 +93,25 @@ def _split(url: str) -> tuple[str, str, str]:
     scheme, _, rest = url.partition("://")
     authority, _, tail = rest.partition("/")
     path, _, query = tail.partition("?")
-    pairs = sorted(pair.partition("=")[::2] for pair in query.split("&")) if query else ()
     host = authority.lower().removesuffix(_DEFAULT_PORTS.get(scheme, ""))
+    if not query:
+        return host, f"/{path}", ""
+    pairs = sorted(pair.partition("=")[::2] for pair in query.split("&"))
     return host, f"/{path}", "&".join(f"{name}={value}" for name, value in pairs)
 
 
-def _to_sign(headers: Mapping[str, str], host: str) -> dict[str, str]:
+def _to_sign(headers: Mapping[str, str], host: str) -> list[tuple[str, str]]:
     found = {"host": host}
     for name, value in headers.items():
         lower = name.lower()
         if lower.startswith("x-amz-") or lower in _ALSO_SIGNED:
             found[lower] = " ".join(value.split())
-    return dict(sorted(found.items()))
+    return sorted(found.items())
+
+
+@lru_cache(maxsize=4)
+def _stamp(at: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
 
 
 class _Key:

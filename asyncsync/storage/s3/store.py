@@ -44,6 +44,7 @@ from .listing import list_objects, list_uploads, unquoted
 
 __all__ = ["S3Objects"]
 
+_AT_AWS, _ELSEWHERE = Capabilities(assured=True), Capabilities(assured=False)
 _CONTENT_TYPE = {"Content-Type": MARKED_TYPE}
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -77,7 +78,7 @@ class S3Objects:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(assured=self._connection.at_aws)
+        return _AT_AWS if self._connection.at_aws else _ELSEWHERE
 
     # -- objects
 
