@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote as percent
 from urllib.parse import urlsplit
@@ -26,6 +28,7 @@ from .answers import (
     no_document,
 )
 from .credentials import CredentialChain, unlogged
+from .settings import Settings, plain_settings, settings_files
 from .signing import UNSIGNED_PAYLOAD, Scope, sha256_hex, sign
 
 __all__ = ["Connection"]
@@ -55,7 +58,6 @@ class _Request(NamedTuple):
 
 class _Opened(NamedTuple):
     http: Http
-    client: Any
     base_url: str
     at_aws: bool
     scope: Scope
@@ -84,6 +86,7 @@ class Connection:
         self._chain = CredentialChain(options.get("profile"), threads=threads, clock=clock)
         self._offset_s = 0.0
         self._opened: _Opened | None = None
+        self._client: Any = None  # the SDK's, made when it is needed
         self._closed = False
         self._turn = anyio.Lock()
         self._stack = AsyncExitStack()
@@ -120,6 +123,18 @@ class Connection:
         request = _Request(method, url, headers, what, payload, data, into)
         return await self._answered(opened, request)
 
+    async def ask(self, what: str, query: str) -> Answer:
+        """Read a document about the bucket; `query` is encoded.
+
+        Raises:
+            AsyncSyncError: the request failed, or what came is no document.
+        """
+        opened = await self._open(what)
+        url, headers = opened.base_url, dict[str, str]()
+        if urlsplit(url).path != "/":  # in the path of a bucket, a slash behind it is a key
+            url = url.removesuffix("/")
+        return await self._exchange("GET", f"{url}?{query}", headers, b"", what=what)
+
     @asynccontextmanager
     async def sdk(self, what: str) -> AsyncIterator[Any]:
         """The SDK's client, for requests that are not bulk; only errors of ours get out.
@@ -127,11 +142,16 @@ class Connection:
         Args:
             what: what the request does, as errors name it.
         """
-        opened = await self._open(what)
+        await self._open(what)
+        if self._client is None:
+            async with self._turn:
+                self._check_open(what)
+                if self._client is None:
+                    await self._load_client()
         token = _what.set(what)
         try:
             with sdk.sdk_errors(what), unlogged():
-                yield opened.client
+                yield self._client
         finally:
             _what.reset(token)
 
@@ -148,7 +168,7 @@ class Connection:
         """Let go of every connection. Again: no effect."""
         self._closed = True
         async with self._turn:
-            self._opened = None
+            self._opened = self._client = None
             await self._stack.aclose()
 
     # -- opening
@@ -156,37 +176,53 @@ class Connection:
     async def _open(self, what: str) -> _Opened:
         if self._opened is None:
             async with self._turn:
-                if self._closed:
-                    raise ConfigError(f"{what}: the store is closed")
+                self._check_open(what)
                 if self._opened is None:
                     self._opened = await self._connect()
         return self._opened
 
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise ConfigError(f"{what}: the store is closed")
+
     async def _connect(self) -> _Opened:
-        what = f"connect to s3://{quote(self.bucket)}"
         if self.bucket.endswith("--x-s3"):
-            raise ConfigError(f"{what}: directory buckets are not supported; use a general one")
-        with sdk.sdk_errors(what):
+            raise ConfigError(
+                f"{self._connecting}: directory buckets are not supported; use a general one"
+            )
+        plain = plain_settings(self.bucket, self._options, os.environ)
+        if plain is None or await self._threads.run(_any_exists, settings_files(os.environ)):
+            plain = await self._load_client()
+        http = Http(max_connections=self._max_requests, ca_file=plain.ca_file)
+        await http.open(self._threads)
+        self._stack.push_async_callback(http.aclose)
+        host = urlsplit(plain.base_url).hostname or ""
+        at_aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        return _Opened(http, plain.base_url, at_aws, Scope(plain.region))
+
+    @property
+    def _connecting(self) -> str:
+        return f"connect to s3://{quote(self.bucket)}"
+
+    async def _load_client(self) -> Settings:
+        """Make the SDK's client, and return the settings as it sees them."""
+        with sdk.sdk_errors(self._connecting):
             async with AsyncExitStack() as stack:
                 loaded = await self._threads.run(sdk.load, self._options)
                 client = await sdk.open_client(loaded, stack)
                 base_url = await sdk.base_url(client, self.bucket)
-                http = Http(max_connections=self._max_requests, ca_file=loaded.ca_file)
-                stack.push_async_callback(http.aclose)
-                await http.open(self._threads)
                 sdk.send_through(client, self._exchange)
-                self._stack = stack.pop_all()
-        host = urlsplit(base_url).hostname or ""
-        at_aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-        return _Opened(http, client, base_url, at_aws, Scope(loaded.region))
+                self._stack.push_async_exit(stack.pop_all())
+        self._client = client
+        return Settings(base_url, loaded.region, loaded.ca_file)
 
     # -- signing and sending
 
     async def _exchange(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, what: str = ""
     ) -> Answer:
         """One request that the SDK has built; a failure is raised, not handed back to it."""
-        what = _what.get()
+        what = what or _what.get()
         in_a_thread = len(body) > _IN_A_THREAD_BYTES
         payload = await self._threads.run(sha256_hex, body) if in_a_thread else sha256_hex(body)
         request = _Request(method, url, headers, what, payload, body)
@@ -239,6 +275,10 @@ class Connection:
                 await self._chain.renew(credentials)
             elif (offset_s := self.clock_offset_s(answer.headers)) is not None:
                 self._offset_s = offset_s
+
+
+def _any_exists(paths: Iterable[str]) -> bool:
+    return any(Path(path).expanduser().exists() for path in paths)
 
 
 def _repair(answer: Answer) -> str | None:

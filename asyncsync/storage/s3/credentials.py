@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -89,8 +90,33 @@ def _freeze(source: Any, profile: str | None) -> tuple[Any, Credentials]:
     return source, Credentials(found.access_key, Secret(found.secret_key), token)
 
 
+class _Named(NamedTuple):
+    """Credentials as the environment names them, in the shape of botocore's."""
+
+    access_key: str
+    secret_key: str
+    token: str | None
+
+    def get_frozen_credentials(self) -> _Named:
+        return self
+
+    def __repr__(self) -> str:
+        return "***"
+
+
 def _find(profile: str | None) -> Any:
+    named = _named(os.environ) if profile is None else None
+    if named is not None:  # botocore looks there first as well, but takes long to get there
+        return named
     return new_session(profile).get_credentials()
+
+
+def _named(environ: Mapping[str, str]) -> _Named | None:
+    access_key, secret_key = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
+    if not access_key or not secret_key or "AWS_CREDENTIAL_EXPIRATION" in environ:
+        return None
+    tokens = (environ.get(name) for name in ("AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"))
+    return _Named(access_key, secret_key, next(filter(None, tokens), None))
 
 
 # At level DEBUG botocore logs whole conversations: keys and tokens where a role is assumed, ids of

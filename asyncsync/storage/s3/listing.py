@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
-from urllib.parse import unquote_plus
+from datetime import UTC, datetime
+from urllib.parse import quote as percent
+from urllib.parse import unquote_plus, urlencode
+from xml.etree import ElementTree
 
-from ...errors import IntegrityError, quote
+from ...errors import IntegrityError, TransientError, quote
+from ..http import Answer
 from ..objects import ObjectInfo, Upload
+from .answers import not_s3
 from .connection import Connection
 
 __all__ = ["list_objects", "list_uploads", "unquoted"]
 
 _MAX_EMPTY_PAGES = 100
-_HELD = ("Contents", "CommonPrefixes", "Uploads")
+_HELD = ("Contents", "CommonPrefixes", "Upload")
 
 # Parameter of the next request -> element of the answer that it is taken from.
-_V2_MARKERS = {"ContinuationToken": "NextContinuationToken"}
-_UPLOAD_MARKERS = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+_V2_MARKERS = {"continuation-token": "NextContinuationToken"}
+_UPLOAD_MARKERS = {"key-marker": "NextKeyMarker", "upload-id-marker": "NextUploadIdMarker"}
 
 
 async def list_objects(
@@ -28,11 +32,12 @@ async def list_objects(
     Raises:
         IntegrityError: the listing repeats itself, is out of order, or holds something else.
     """
-    asked = {"Prefix": prefix} | ({"Delimiter": delimiter} if delimiter else {})
+    asked = {"list-type": "2", "prefix": prefix} | ({"delimiter": delimiter} if delimiter else {})
     last: str | None = None
-    async for page in _pages(connection, what, "list_objects_v2", asked, _V2_MARKERS):
-        infos = [_listed(item) for item in page.get("Contents", ())]
-        infos += [ObjectInfo(i["Prefix"], 0, "") for i in page.get("CommonPrefixes", ())]
+    async for page in _pages(connection, what, "ListBucketResult", asked, _V2_MARKERS):
+        infos = [page.listed(item) for item in page.root.iterfind("{*}Contents")]
+        below = page.root.iterfind("{*}CommonPrefixes")
+        infos += [ObjectInfo(page.name(item, "Prefix"), 0, "") for item in below]
         for info in sorted(infos) if delimiter else infos:
             if not info.key.startswith(prefix):
                 raise IntegrityError(f"{what}: it holds {quote(info.key)}, which is elsewhere")
@@ -48,11 +53,13 @@ async def list_uploads(connection: Connection, what: str, prefix: str) -> AsyncI
     Raises:
         IntegrityError: the listing repeats itself.
     """
-    asked = {"Prefix": prefix, "EncodingType": "url"}
+    asked = {"uploads": "", "prefix": prefix}
     seen: set[Upload] = set()
-    async for page in _pages(connection, what, "list_multipart_uploads", asked, _UPLOAD_MARKERS):
-        for item in page.get("Uploads", ()):
-            upload = Upload(_decoded(page, item["Key"]), item["UploadId"])
+    async for page in _pages(
+        connection, what, "ListMultipartUploadsResult", asked, _UPLOAD_MARKERS
+    ):
+        for item in page.root.iterfind("{*}Upload"):
+            upload = Upload(page.name(item, "Key"), page.text(item, "UploadId"))
             if upload in seen:
                 raise IntegrityError(f"{what}: the listing repeats itself")
             seen.add(upload)
@@ -62,42 +69,80 @@ async def list_uploads(connection: Connection, what: str, prefix: str) -> AsyncI
 async def _pages(
     connection: Connection,
     what: str,
-    operation: str,
+    kind: str,
     asked: Mapping[str, str],
     markers: Mapping[str, str],
-) -> AsyncIterator[Any]:
+) -> AsyncIterator[_Page]:
     """Page after page of a listing, of which each begins where the last one ended."""
     seen: set[tuple[str, ...]] = set()
     at: dict[str, str] = {}
     empty = 0
     while True:
-        async with connection.sdk(what) as client:
-            call = getattr(client, operation)
-            page = await call(Bucket=connection.bucket, **asked, **at)
+        parameters = {**asked, **at, "encoding-type": "url"}
+        query = urlencode(parameters, safe="-._~", errors="surrogateescape", quote_via=percent)
+        page = _page(what, kind, await connection.ask(what, query))
         yield page
-        if not page.get("IsTruncated"):
+        if page.text(page.root, "IsTruncated", "").lower() != "true":
             return
-        at = {name: page.get(element) or "" for name, element in markers.items()}
-        if "KeyMarker" in at:
-            at["KeyMarker"] = _decoded(page, at["KeyMarker"])
+        at = {name: page.text(page.root, element, "") for name, element in markers.items()}
+        if "key-marker" in at:
+            at["key-marker"] = page.name(page.root, "NextKeyMarker", "")
         place = tuple(at.values())
-        empty = 0 if any(page.get(name) for name in _HELD) else empty + 1
+        empty = 0 if any(page.root.find(f"{{*}}{n}") is not None for n in _HELD) else empty + 1
         if place in seen or not any(place) or empty > _MAX_EMPTY_PAGES:
             raise IntegrityError(f"{what}: the listing repeats itself and does not end")
         seen.add(place)
 
 
+def _page(what: str, kind: str, answer: Answer) -> _Page:
+    # White space that kept the connection open may come before the declaration.
+    try:
+        root = ElementTree.fromstring(bytes(answer.body).lstrip())
+    except ElementTree.ParseError:
+        raise TransientError(f"{what}: the answer is not a whole document") from None
+    if root.tag.rpartition("}")[2] != kind:
+        raise not_s3(what, answer)
+    return _Page(what, root)
+
+
+class _Page:
+    """One answer of a server; what it lacks is an error, so that no listing is too short."""
+
+    def __init__(self, what: str, root: ElementTree.Element) -> None:
+        self.root, self._what = root, what
+        self._is_encoded = self.text(root, "EncodingType", "") == "url"
+
+    def text(self, item: ElementTree.Element, name: str, default: str | None = None) -> str:
+        """What an element says; TransientError if it is missing and there is no `default`."""
+        found = item.findtext(f"{{*}}{name}", default)
+        if found is None:
+            raise TransientError(f"{self._what}: the answer is not a whole document")
+        return found
+
+    def name(self, item: ElementTree.Element, element: str, default: str | None = None) -> str:
+        """A name of an object as it is: servers encode what XML cannot hold."""
+        found = self.text(item, element, default)
+        return unquote_plus(found) if self._is_encoded else found
+
+    def listed(self, item: ElementTree.Element) -> ObjectInfo:
+        """What is said of one object."""
+        size, modified = self.text(item, "Size", "0"), self.text(item, "LastModified", "")
+        try:
+            at = _seconds(modified) if modified else 0.0
+            size_bytes = int(size)
+        except ValueError:
+            raise TransientError(f"{self._what}: the answer is not a whole document") from None
+        return ObjectInfo(
+            self.name(item, "Key"), size_bytes, unquoted(self.text(item, "ETag", "")), at
+        )
+
+
+def _seconds(text: str) -> float:
+    """Unix seconds of a time in ISO 8601, in UTC where it does not say where."""
+    at = datetime.fromisoformat(text)
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
 def unquoted(tag: str) -> str:
     """A tag without the quotes around it; a weak one stays as it is."""
     return tag if tag.startswith("W/") else tag.removeprefix('"').removesuffix('"')
-
-
-def _listed(item: Mapping[str, Any]) -> ObjectInfo:
-    modified = item.get("LastModified")
-    at = modified.timestamp() if modified else 0.0
-    return ObjectInfo(item["Key"], item.get("Size", 0), unquoted(item.get("ETag", "")), at)
-
-
-def _decoded(page: Mapping[str, Any], name: str) -> str:
-    """A name in a list of uploads as it is; the SDK itself does this only for lists of objects."""
-    return unquote_plus(name) if page.get("EncodingType") == "url" else name

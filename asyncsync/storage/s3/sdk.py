@@ -25,6 +25,7 @@ from ...errors import (
 )
 from ..http import Answer
 from .answers import Fault, error_of
+from .settings import DEFAULT_REGION
 
 if TYPE_CHECKING:
     from aiobotocore.session import AioSession
@@ -41,7 +42,6 @@ __all__ = [
     "send_through",
 ]
 
-_DEFAULT_REGION = "us-east-1"  # what the AWS command line takes, too
 _ADDRESSING = ("auto", "path", "virtual")
 
 Exchange = Callable[[str, str, Mapping[str, str], bytes], Awaitable[Answer]]
@@ -71,7 +71,7 @@ def load(options: Mapping[str, str]) -> Loaded:
 
     session = AioSession(profile=options.get("profile"))
     region = options.get("region") or os.environ.get("AWS_REGION")
-    region = region or session.get_config_variable("region") or _DEFAULT_REGION
+    region = region or session.get_config_variable("region") or DEFAULT_REGION
     ca_file = session.get_config_variable("ca_bundle")
     session.get_scoped_config()
     session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
