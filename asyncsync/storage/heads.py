@@ -10,8 +10,12 @@ from multidict import CIMultiDict
 __all__ = ["Head", "WireError", "field_of", "read_head"]
 
 _LENGTH_DIGITS = 18
-_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*)")
+_STATUS = r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\r\n]*)?"
+_FIELD = r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*)"
+# The whole of a head is looked at before its fields are taken out: one by one takes five times.
+_HEAD = re.compile(rf"{_STATUS}((?:\r\n(?:{_FIELD}))*)")
+_FIELDS = re.compile(rf"\r\n{_FIELD}")
+_ONE_FIELD = re.compile(_FIELD)
 
 
 class WireError(Exception):
@@ -39,11 +43,11 @@ def read_head(raw: bytes) -> tuple[Head, bool, bool]:
     Raises:
         WireError: it makes no sense, or says in two ways how long the body is.
     """
-    status, *lines = raw.split(b"\r\n")
-    found = _STATUS.fullmatch(status)
+    found = _HEAD.fullmatch(raw.decode("utf-8", "surrogateescape"))
     if found is None:
         raise WireError("an answer that is not HTTP/1.1")
-    headers = CIMultiDict[str](map(field_of, lines))
+    fields = _FIELDS.findall(found[3])
+    headers = CIMultiDict[str]([(name, value.rstrip(" \t")) for name, value in fields])
     chunked = "Transfer-Encoding" in headers
     if chunked and ",".join(headers.getall("Transfer-Encoding")).lower() != "chunked":
         raise WireError("a transfer coding that is not known")
@@ -52,7 +56,7 @@ def read_head(raw: bytes) -> tuple[Head, bool, bool]:
         for value in headers.getall("Connection", ())
         for option in value.lower().split(",")
     }
-    persistent = found[1] == b"1" and "close" not in options
+    persistent = found[1] == "1" and "close" not in options
     return Head(int(found[2]), headers, _length(headers)), persistent, chunked
 
 
@@ -62,10 +66,10 @@ def field_of(line: bytes) -> tuple[str, str]:
     Raises:
         WireError: it is none. A line break in it would get into what is sent to where it points.
     """
-    found = _FIELD.fullmatch(line)
+    found = _ONE_FIELD.fullmatch(line.decode("utf-8", "surrogateescape"))
     if found is None:
         raise WireError("a header that is none")
-    return found[1].decode(), found[2].rstrip(b" \t").decode("utf-8", "surrogateescape")
+    return found[1], found[2].rstrip(" \t")
 
 
 def _length(headers: CIMultiDict[str]) -> int | None:

@@ -18,6 +18,7 @@ UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _SERVICE = "s3"
+_BLOCK_BYTES = 64  # of SHA-256
 
 # Besides host and x-amz-*: what changes the meaning of a request. Others may be changed on the way.
 _ALSO_SIGNED = frozenset(
@@ -75,7 +76,7 @@ def sign(
     within = f"{stamp[:8]}/{scope.region}/{scope.service}/aws4_request"
     text = "\n".join((_ALGORITHM, stamp, within, sha256_hex(request.encode())))
     key = _signing_key(credentials.secret_key, stamp[:8], scope)
-    signature = hmac.digest(key.reveal(), text.encode(), "sha256").hex()
+    signature = key.sign(text.encode())
     sent["authorization"] = (
         f"{_ALGORITHM} Credential={credentials.access_key}/{within}, "
         f"SignedHeaders={names}, Signature={signature}"
@@ -117,13 +118,19 @@ def _stamp(at: int) -> str:
 class _Key:
     """A derived key: as good as the secret for one day, so it prints as little."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_inner", "_outer")
 
     def __init__(self, key: bytes) -> None:
-        self._key = key
+        padded = key.ljust(_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
 
-    def reveal(self) -> bytes:
-        return self._key
+    def sign(self, text: bytes) -> str:
+        """HMAC-SHA-256 (RFC 2104); what depends on the key alone is computed once."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text)
+        outer.update(inner.digest())
+        return outer.hexdigest()
 
     def __repr__(self) -> str:
         return "***"
