@@ -255,24 +255,55 @@ async def test_an_endpoint_that_makes_no_sense_is_not_shown(
     assert "canary" not in "".join(traceback.format_exception(caught.value))
 
 
-async def test_many_first_requests_open_one_client(
-    fake: FakeS3, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opening: list[object] = []
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The clients of the SDK that were made."""
+    made: list[object] = []
     real = sdk.open_client
 
     async def counted(loaded: sdk.Loaded, stack: AsyncExitStack) -> object:
-        opening.append(loaded)
+        made.append(loaded)
         return await real(loaded, stack)
 
     monkeypatch.setattr(sdk, "open_client", counted)
-    fake.put("k", b"x")
+    return made
+
+
+async def test_many_first_requests_open_one_client(fake: FakeS3, clients: list[object]) -> None:
     async with opened() as store, anyio.create_task_group() as group:
         for _ in range(50):
-            group.start_soon(store.head, "k")
+            group.start_soon(store.create_upload, "k")
 
-    assert len(opening) == 1
-    assert fake.operations == ["HeadObject"] * 50
+    assert len(clients) == 1
+    assert fake.operations == ["CreateMultipartUpload"] * 50
+
+
+async def test_nobody_waits_for_the_sdk_where_the_environment_says_everything(
+    fake: FakeS3, clients: list[object]
+) -> None:
+    async with opened() as store:
+        await store.put("k", b"x")
+        assert (await store.get("k")).data == b"x"
+        assert (await store.head("k")).size_bytes == 1
+        assert await keys(store) == ["k"]
+        await store.delete("k")
+
+    assert not clients
+
+
+async def test_what_a_file_says_is_found_by_the_sdk(
+    fake: FakeS3, clients: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config"
+    config.write_text("[default]\nregion = eu-north-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    async with opened() as store:
+        with pytest.raises(ConfigError, match="the region 'eu-north-1' is wrong"):
+            await store.put("k", b"x")
+
+    assert len(clients) == 1
 
 
 async def test_an_opening_that_failed_is_tried_again(
@@ -881,6 +912,66 @@ async def test_a_listing_cut_off_is_passing(fake: FakeS3, store: S3Objects) -> N
     with pytest.raises(TransientError):
         await keys(store)
     assert await keys(store) == ["k"]
+
+
+PAGE = """<?xml version="1.0"?>
+<ListBucketResult{namespace}><IsTruncated>false</IsTruncated>{encoding}{items}</ListBucketResult>"""
+ITEM = "<Contents><Key>{}</Key><Size>{}</Size><ETag>&quot;e&quot;</ETag>{}</Contents>"
+
+
+@pytest.mark.parametrize("namespace", ["", ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'])
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("", "a+b%20c"), ("<EncodingType>url</EncodingType>", "a b c")]
+)
+@pytest.mark.parametrize(
+    ("modified", "at"),
+    [
+        ("", 0.0),
+        ("<LastModified>1970-01-01T00:01:00.000Z</LastModified>", 60.0),
+        ("<LastModified>1970-01-01T00:01:00</LastModified>", 60.0),
+        ("<LastModified>1970-01-01T01:01:00+01:00</LastModified>", 60.0),
+    ],
+)
+async def test_servers_say_what_they_hold_in_more_than_one_way(
+    fake: FakeS3,
+    store: S3Objects,
+    namespace: str,
+    encoding: str,
+    name: str,
+    modified: str,
+    at: float,
+) -> None:
+    item = ITEM.format("a+b%20c", 7, modified)
+    page = PAGE.format(namespace=namespace, encoding=encoding, items=item)
+    fake.on("ListObjectsV2", answer(200, body=b"  \n" + page.encode()))
+
+    assert [info async for info in store.scan("")] == [ObjectInfo(name, 7, "e", at)]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        ITEM.format("k", "many", ""),
+        ITEM.format("k", 1, "<LastModified>yesterday</LastModified>"),
+        "<Contents><Size>1</Size></Contents>",
+        "<CommonPrefixes></CommonPrefixes>",
+    ],
+)
+async def test_a_listing_that_leaves_something_out_is_no_listing(
+    fake: FakeS3, store: S3Objects, item: str
+) -> None:
+    page = PAGE.format(namespace="", encoding="", items=item)
+    fake.on("ListObjectsV2", answer(200, body=page.encode()))
+
+    with pytest.raises(TransientError, match="not a whole document"):
+        await keys(store)
+
+
+async def test_another_document_is_not_an_empty_listing(fake: FakeS3, store: S3Objects) -> None:
+    fake.on("ListObjectsV2", answer(200, body=b"<Other></Other>"))
+
+    with pytest.raises(ConfigError, match="not an S3 server"):
+        await keys(store)
 
 
 async def test_one_level_is_listed_in_few_requests(fake: FakeS3, store: S3Objects) -> None:
