@@ -4,10 +4,11 @@ from .committed import Committed, Inspected, Unverified
 from .engine import Arrived, Bounds, Engine, Outcome, Tally
 from .failures import unstable
 from .journal import Journal
+from .pieces import SourceFile
 from .plan import Plan, plan_transfer
 from .records import Records
 from .snapshot import Chosen, Held, Snapshots
-from .source import Directory, Links, Scan, SourceFile
+from .source import Directory, Links, Scan
 
 __all__ = [
     "Arrived",

@@ -8,7 +8,7 @@ from ..digest import CHUNK_BYTES, digest, zeros_digest
 from ..errors import IntegrityError, quote
 from ..manifest import FileEntry
 from ..storage import Block, NewFile, TreeReader
-from .source import Moving, Piece
+from .pieces import Moving, Piece
 
 __all__ = ["Committed", "Inspected", "Unverified"]
 

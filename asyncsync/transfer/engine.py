@@ -18,7 +18,7 @@ from ..names import is_commit_file
 from ..storage import NewFile, Stored, TreeWriter
 from ..units import KIB, MIB
 from .failures import one_error
-from .source import Moving, Piece
+from .pieces import Moving, Piece
 
 __all__ = ["Arrived", "Bounds", "Engine", "Note", "Outcome", "Source", "Tally"]
 

@@ -22,8 +22,8 @@ from ..concurrency import Threads
 from ..digest import digest
 from ..storage import Stored, TreeWriter
 from .engine import Arrived
+from .pieces import SourceFile
 from .records import cache_directory, prune
-from .source import SourceFile
 
 __all__ = ["Journal"]
 

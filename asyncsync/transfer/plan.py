@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..manifest import FileEntry
 from ..names import sort_key
-from .source import SourceFile
+from .pieces import SourceFile
 
 __all__ = ["Plan", "plan_transfer"]
 

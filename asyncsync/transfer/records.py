@@ -12,7 +12,7 @@ import msgspec
 
 from ..digest import digest
 from ..manifest import FileEntry
-from .source import SourceFile
+from .pieces import SourceFile
 
 __all__ = ["Records", "cache_directory", "prune"]
 

@@ -22,7 +22,8 @@ from ..storage.local import Holder, Way, free_bytes, sweep_beside
 from ..units import MIB
 from .engine import batches
 from .failures import unstable
-from .source import Directory, Links, Moving, Scan, SourceFile
+from .pieces import Moving, SourceFile
+from .source import Directory, Links, Scan
 
 __all__ = ["Chosen", "Held", "Snapshots", "weakest"]
 

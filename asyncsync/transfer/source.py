@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Collection, Generator, Iterator, Sequ
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ..concurrency import Threads
-from ..digest import CHUNK_BYTES, digest, zeros_digest
+from ..digest import CHUNK_BYTES
 from ..errors import (
     ConfigError,
     NotFoundError,
@@ -29,10 +29,10 @@ from ..errors import (
 from ..manifest import DirectoryEntry, Kind
 from ..names import MANIFEST, MAX_DEPTH, check_path, is_ours, sort_key
 from ..patterns import Selection
-from ..storage import Block, NewFile
-from ..storage.local import data_extents, open_beneath, read_at, zeros
+from ..storage.local import open_beneath
+from .pieces import Moving, Piece, SourceFile, is_sparse, read_piece
 
-__all__ = ["Directory", "Links", "Moving", "Piece", "Scan", "SourceFile"]
+__all__ = ["Directory", "Links", "Scan"]
 
 Links = Literal["refuse", "follow"]
 _BATCH = 2_000
@@ -40,37 +40,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 _GRANULE_NS = 20_000_000  # kernels stamp files with a clock that ticks every 1 to 10 ms
 _COARSE_GRANULE_NS = 2_000_000_000  # FAT and some network file systems keep whole seconds
-
-
-class SourceFile(NamedTuple):
-    """A file and everything that changes when it does."""
-
-    path: str
-    size_bytes: int
-    mode: int
-    mtime_ns: int
-    ctime_ns: int
-    device: int
-    inode: int
-
-    @property
-    def new(self) -> NewFile:
-        return NewFile(self.path, self.size_bytes, self.mode, self.mtime_ns)
-
-
-class Piece(NamedTuple):
-    """Bytes that were read, with their digest."""
-
-    block: Block
-    digest: str
-
-
-class Moving(Exception):  # noqa: N818 - never leaves the transfer floor
-    """A file is not what the walk saw: it changed or vanished."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
 
 
 @dataclass
@@ -270,10 +239,10 @@ class Directory:
         start = number * CHUNK_BYTES
         end = min(file.size_bytes, start + CHUNK_BYTES)
         with self.opened(file) as (fd, found):
-            piece = _read_piece(fd, file, start, end, into, sparse=_is_sparse(found))
+            piece = read_piece(fd, file, start, end, into, sparse=is_sparse(found))
             if piece.block.extents and not self.is_version(file, fd):
                 # A hole may have been filled after we had looked where the holes are.
-                return _read_piece(fd, file, start, end, into, sparse=False)
+                return read_piece(fd, file, start, end, into, sparse=False)
             return piece
 
     def _acceptable(self, file: SourceFile, found: os.stat_result) -> bool:
@@ -289,7 +258,7 @@ class Directory:
             for number, expected in enumerate(chunks):
                 start = number * CHUNK_BYTES
                 end = min(file.size_bytes, start + CHUNK_BYTES)
-                piece = _read_piece(fd, file, start, end, None, sparse=False)
+                piece = read_piece(fd, file, start, end, None, sparse=False)
                 if piece.digest != expected:
                     raise Moving(file.path)
 
@@ -319,22 +288,6 @@ def _stamp(found: os.stat_result) -> tuple[int, int, int, int, int, int]:
         found.st_dev,
         found.st_ino,
     )
-
-
-def _is_sparse(found: os.stat_result) -> bool:
-    return found.st_blocks * 512 < found.st_size
-
-
-def _read_piece(
-    fd: int, file: SourceFile, start: int, end: int, into: memoryview | None, *, sparse: bool
-) -> Piece:
-    extents = data_extents(fd, start, end) if sparse else None
-    if extents == () and end > start:
-        return Piece(Block(zeros(end - start), ()), zeros_digest(end - start))
-    data = read_at(fd, end - start, start, into)
-    if len(data) < end - start:
-        raise Moving(file.path)
-    return Piece(Block(data, extents), digest(data))
 
 
 def _drain(entries: Iterator[None]) -> bool:

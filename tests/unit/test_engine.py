@@ -16,7 +16,7 @@ from asyncsync.storage import Block, Durability, NewFile, Stored
 from asyncsync.storage.objects import Data
 from asyncsync.transfer import Bounds, Engine, Outcome, Tally
 from asyncsync.transfer.engine import batches
-from asyncsync.transfer.source import Moving, Piece
+from asyncsync.transfer.pieces import Moving, Piece
 
 KIB, MIB = 1024, 1024**2
 SMALL_BYTES = 256 * KIB  # above this, a file moves in chunks of its own

@@ -11,7 +11,7 @@ import pytest
 from asyncsync.concurrency import Threads
 from asyncsync.storage import Stored
 from asyncsync.transfer import Journal
-from asyncsync.transfer.source import SourceFile
+from asyncsync.transfer.pieces import SourceFile
 
 FILE = SourceFile("a", 3, 0o644, 1, 2, 3, 4)
 

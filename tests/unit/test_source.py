@@ -24,7 +24,7 @@ from asyncsync.names import MANIFEST
 from asyncsync.patterns import Selection
 from asyncsync.storage.local import fs
 from asyncsync.transfer import Directory, Links, Scan, SourceFile, source
-from asyncsync.transfer.source import Moving, Piece
+from asyncsync.transfer.pieces import Moving, Piece
 
 EVERYTHING = Selection()
 MIB = 1 << 20

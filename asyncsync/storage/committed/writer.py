@@ -32,7 +32,7 @@ from ...errors import (
 )
 from ...manifest import Manifest
 from ...names import is_commit_file
-from ..objects import Condition, Data, ObjectInfo, Upload
+from ..objects import Condition, Data, Upload
 from ..trees import Block, Durability, Intent, NewFile, Stored
 from .arriving import Arriving
 from .claims import Claims
@@ -173,11 +173,9 @@ class CommittedWriter:
         """Store a file whole; its tag."""
         key = self._place.key(path)
 
-        async def put(condition: Condition | None) -> ObjectInfo:
-            return await self._place.objects.put(key, data, condition=condition)
-
+        condition = await self._condition(path)
         try:
-            return (await put(await self._condition(path))).tag
+            return (await self._place.objects.put(key, data, condition=condition)).tag
         except PreconditionError:
             if path in self._absent:  # it has come since, perhaps late from the attempt before
                 self._absent.discard(path)

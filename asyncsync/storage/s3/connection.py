@@ -121,7 +121,8 @@ class Connection:
             url += f"?{query}"
         payload = UNSIGNED_PAYLOAD if len(data) else _EMPTY
         request = _Request(method, url, headers, what, payload, data, into)
-        return await self._answered(opened, request)
+        # Few are of that kind, and thousands of the others.
+        return await (self._answered if method == "HEAD" else self._signed)(opened, request)
 
     async def ask(self, what: str, query: str) -> Answer:
         """Read a document about the bucket; `query` is encoded.

@@ -302,15 +302,14 @@ class S3Objects:
     ) -> tuple[str, Proof]:
         """Send a body with a checksum of it and see that it arrived as it was."""
 
-        async def send(proof: Proof) -> Answer:
-            sent = {**_CONTENT_TYPE, **headers, **proof.headers}
-            return await self._connection.send("PUT", key, sent, what=what, query=query, data=data)
-
+        connection, headers = self._connection, {**_CONTENT_TYPE, **headers}
         proof = await (prove_crc if self._sends_crc else prove_md5)(data, self._threads)
-        answer = await send(proof)
+        proven = {**headers, **proof.headers}
+        answer = await connection.send("PUT", key, proven, what=what, query=query, data=data)
         if proof.crc is not None and answer.status >= 400 and rejects_extras(fault_of(answer)):
             proof = await prove_md5(data, self._threads)
-            answer = await send(proof)
+            proven = {**headers, **proof.headers}
+            answer = await connection.send("PUT", key, proven, what=what, query=query, data=data)
             self._sends_crc = self._sends_crc and answer.status >= 300
         self._check(what, answer, replaces="If-Match" in headers)
         tag = _tag_of(what, answer)

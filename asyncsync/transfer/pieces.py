@@ -1,0 +1,64 @@
+"""A file of a source as a walk saw it, and the pieces that are read of it."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from ..digest import digest, zeros_digest
+from ..storage import Block, NewFile
+from ..storage.local import data_extents, read_at, zeros
+
+__all__ = ["Moving", "Piece", "SourceFile", "is_sparse", "read_piece"]
+
+
+class SourceFile(NamedTuple):
+    """A file and everything that changes when it does."""
+
+    path: str
+    size_bytes: int
+    mode: int
+    mtime_ns: int
+    ctime_ns: int
+    device: int
+    inode: int
+
+    @property
+    def new(self) -> NewFile:
+        return NewFile(self.path, self.size_bytes, self.mode, self.mtime_ns)
+
+
+class Piece(NamedTuple):
+    """Bytes that were read, with their digest."""
+
+    block: Block
+    digest: str
+
+
+class Moving(Exception):  # noqa: N818 - never leaves the transfer floor
+    """A file is not what the walk saw: it changed or vanished."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+def is_sparse(found: os.stat_result) -> bool:
+    """Whether there are holes in a file."""
+    return found.st_blocks * 512 < found.st_size
+
+
+def read_piece(
+    fd: int, file: SourceFile, start: int, end: int, into: memoryview | None, *, sparse: bool
+) -> Piece:
+    """Read bytes `start` to `end` and hash them; holes are not read where it is `sparse`.
+
+    Raises Moving when the file has become shorter.
+    """
+    extents = data_extents(fd, start, end) if sparse else None
+    if extents == () and end > start:
+        return Piece(Block(zeros(end - start), ()), zeros_digest(end - start))
+    data = read_at(fd, end - start, start, into)
+    if len(data) < end - start:
+        raise Moving(file.path)
+    return Piece(Block(data, extents), digest(data))
