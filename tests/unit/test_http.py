@@ -744,11 +744,12 @@ async def test_cancelled_it_waits_for_the_answer_to_a_write_that_has_left(
 
 
 async def test_cancelled_it_does_not_wait_for_a_write_that_is_held_back(
-    http: Http, monkeypatch: pytest.MonkeyPatch
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing the connection makes sure at once that nothing comes of it."""
     monkeypatch.setattr(wire.Connection, "_unsent_bytes", 1)
-    scope = anyio.CancelScope()
+    scope, http = anyio.CancelScope(), Http(max_connections=1)
+    await http.open(threads)
 
     async def script(connection: Connection) -> None:
         await connection.request()
@@ -762,6 +763,7 @@ async def test_cancelled_it_does_not_wait_for_a_write_that_is_held_back(
 
         assert scope.cancelled_caught
         assert anyio.current_time() - began < 2.5  # it would wait for 5 s
+    await http.aclose()
 
 
 async def test_cancelled_it_does_not_send_the_rest_of_a_write(http: Http) -> None:

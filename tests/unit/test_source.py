@@ -23,7 +23,7 @@ from asyncsync.manifest import DirectoryEntry, Kind
 from asyncsync.names import MANIFEST
 from asyncsync.patterns import Selection
 from asyncsync.storage.local import fs
-from asyncsync.transfer import Directory, Links, Scan, SourceFile, source
+from asyncsync.transfer import Directory, Links, Scan, SourceFile, pieces, source
 from asyncsync.transfer.pieces import Moving, Piece
 
 EVERYTHING = Selection()
@@ -489,7 +489,7 @@ async def test_data_that_fills_a_hole_while_it_is_read_is_not_taken_for_a_hole(
             out.write(b"late")
         return extents
 
-    monkeypatch.setattr(source, "data_extents", filled_meanwhile)
+    monkeypatch.setattr(pieces, "data_extents", filled_meanwhile)
     piece = await growing.read(file, 0)
 
     assert piece.block.extents is None
