@@ -83,14 +83,16 @@ def judge(limit: Limit, cases: Mapping[str, Mapping[str, float]]) -> Verdict:
 def alternate(
     cases: Mapping[str, Callable[[], Sample]], repeat: int
 ) -> tuple[dict[str, list[Sample]], dict[str, str]]:
-    """Run every case `repeat` times, A B C A B C: what the machine does meanwhile hits all.
+    """Run every case `repeat` times, A B C C B A: what the machine does meanwhile hits all.
 
     Returns: the samples, and the failures of the cases that are out because they failed.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in cases}
     failures: dict[str, str] = {}
-    for _ in range(repeat):
-        for name in [name for name in cases if name not in failures]:
+    for number in range(repeat):
+        able = [name for name in cases if name not in failures]
+        # Back and forth: else a case would always follow the same other one.
+        for name in able[::-1] if number % 2 else able:
             try:
                 samples[name].append(cases[name]())
             except RuntimeError as exc:

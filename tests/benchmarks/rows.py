@@ -86,6 +86,9 @@ def _trainer(kind: str) -> Row:
         "idle": _ours("up", "small", "rclone", isolation="process"),
         "busy": _ours("up", "small", "rclone", isolation="process", trainer=kind),
     }
+    if kind == "numpy":  # by itself it takes all cores, of which the server needs some
+        one = _ours("up", "small", "rclone", isolation="process", trainer=kind, threads=1)
+        cases["busy, BLAS threads = 1"] = one
     return Row(
         name=f"trainer-{kind}",
         title=f"2,000 x 10 KiB up while the caller's loop runs 50 ms blocking steps of {kind}",
