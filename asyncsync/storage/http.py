@@ -259,12 +259,13 @@ class _Watch:
         self._stall_s = stall_s
         self._seen: dict[Connection, _Seen] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def begin(self, connection: Connection, alive_bytes: int) -> None:
         """Watch the request that begins there; fewer bytes than `alive_bytes` are no progress."""
         loop = asyncio.get_running_loop()
         self._seen[connection] = _Seen(alive_bytes, loop.time())
-        if self._timer is None:
+        if self._timer is None or self._loop is not loop:  # it may have ended with its timers
             self._wait(loop)
 
     def end(self, connection: Connection) -> None:
@@ -278,18 +279,19 @@ class _Watch:
             self._timer = None
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._timer = loop.call_later(self._stall_s / _LOOKS_A_STALL, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer, now = None, loop.time()
+        if self._seen:
+            self._wait(loop)
         for connection, seen in self._seen.items():
             moved_bytes = connection.moved_bytes
             if moved_bytes - seen.moved_bytes >= seen.alive_bytes:
                 seen.moved_bytes, seen.moved_at = moved_bytes, now
             elif now - seen.moved_at >= self._stall_s:
                 connection.fail(StuckError(f"hardly anything moved for {self._stall_s:g} s"))
-        if self._seen:
-            self._wait(loop)
 
 
 class _Seen:

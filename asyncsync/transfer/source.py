@@ -207,14 +207,6 @@ class Directory:
         """Whether what is open is still what the walk saw, and nothing was added."""
         return self.stamp(os.fstat(fd)) == file[1:]
 
-    def _is_there(self, file: SourceFile) -> bool:
-        """Whether the path still leads to what the walk saw; where it does not, look closer."""
-        try:
-            found = os.stat(file.path, dir_fd=self._fd, follow_symlinks=self.links == "follow")
-        except OSError:
-            return False
-        return self.stamp(found) == file[1:]
-
     def _open(self, file: SourceFile) -> int:
         try:
             return self.open_file(file.path)
@@ -252,9 +244,9 @@ class Directory:
         return self.kind == "rolling" and same and found.st_size >= file.size_bytes
 
     def _confirm(self, file: SourceFile, chunks: Sequence[str]) -> None:
-        if self._is_there(file):
-            return
-        with self.opened(file) as (fd, _):
+        with self.opened(file) as (fd, found):
+            if self.stamp(found) == file[1:]:
+                return
             for number, expected in enumerate(chunks):
                 start = number * CHUNK_BYTES
                 end = min(file.size_bytes, start + CHUNK_BYTES)

@@ -703,6 +703,27 @@ async def test_white_space_is_a_sign_of_life_where_a_server_is_known_to_take_lon
     assert (blanks == 8) is patient
 
 
+def test_a_stall_is_found_out_on_the_next_loop_too(threads: Threads) -> None:
+    """The timer that watches lives for a while after the last request, perhaps not as long."""
+    http = Http(max_connections=2, stall_s=STALL_S)
+
+    async def answered(connection: Connection) -> None:
+        await connection.request()
+        await connection.say(OK)
+
+    async def mute(connection: Connection) -> None:
+        await connection.until_closed()
+
+    async def ask(script: Script) -> Answer:
+        await http.open(threads)
+        async with serving(script) as server:
+            return await http.send("GET", server.url, {}, what="get it")
+
+    assert asyncio.run(ask(answered)).status == 200
+    with pytest.raises(StalledError):
+        asyncio.run(asyncio.wait_for(ask(mute), 20 * STALL_S))
+
+
 async def test_cancelled_it_closes_the_connection(http: Http) -> None:
     scope = anyio.CancelScope()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from asyncsync.storage.s3 import sdk
+from asyncsync.storage.s3.connection import _any_exists
 from asyncsync.storage.s3.credentials import _find
 from asyncsync.storage.s3.settings import Settings, plain_settings, settings_files
 
@@ -86,6 +89,12 @@ async def test_plain_settings_are_those_that_the_sdk_finds(
         ("b", {}, {"AWS_ENDPOINT_URL": HERE}),
         ("arn:aws:s3:us-east-1:1:accesspoint/p", {}, {"AWS_ENDPOINT_URL": HERE}),
         ("bucket--use1-az4--x-s3", {}, {"AWS_ENDPOINT_URL": HERE}),
+        ("name-o0b1d075431d83bebde8xz5w8ijx1qzlbp3i3kuse10--op-s3", {}, {"AWS_ENDPOINT_URL": HERE}),
+        ("bucket", {}, {"AWS_ENDPOINT_URL": HERE, "AWS_RETRY_MODE": "bogus"}),
+        ("bucket", {}, {"AWS_ENDPOINT_URL": HERE, "AWS_SOMETHING_NEW": "1"}),
+        ("bucket", {}, {"AWS_ENDPOINT_URL": HERE, "AWS_REGION": "1"}),
+        ("bucket", {}, {"AWS_ENDPOINT_URL": "http://a..b:9000"}),
+        ("bucket", {}, {"AWS_ENDPOINT_URL": "http://h-"}),
     ],
 )
 def test_whatever_is_not_plain_is_left_to_the_sdk(
@@ -108,6 +117,26 @@ def test_the_files_that_may_say_more_are_those_of_the_sdk(monkeypatch: pytest.Mo
     assert settings_files(named) == tuple(
         session.get_config_variable(name) for name in ("config_file", "credentials_file")
     )
+
+
+def test_a_file_is_looked_for_as_the_sdk_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").touch()
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+
+    assert _any_exists(["$FOLDER/config"])
+    assert _any_exists(["~/config"])
+    assert not _any_exists(["~/.aws/config", "~nobody-of-that-name/config", "$NOTHING/config"])
+
+
+def test_where_nothing_may_be_seen_there_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "no", str(path))
+
+    monkeypatch.setattr(os, "stat", refuse)
+
+    assert not _any_exists(["~/.aws/config"])
 
 
 # ---------------------------------------------------------------- credentials

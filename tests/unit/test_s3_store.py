@@ -291,6 +291,21 @@ async def test_nobody_waits_for_the_sdk_where_the_environment_says_everything(
     assert not clients
 
 
+async def test_openings_that_fail_leave_nothing_behind(
+    fake: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").touch()
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    async with opened() as store:
+        for _ in range(3):
+            with pytest.raises(ConfigError, match=r"none\.pem"):
+                await store.head("k")
+
+        assert not store._connection._stack._exit_callbacks  # type: ignore[attr-defined]
+        assert store._connection._client is None
+
+
 async def test_what_a_file_says_is_found_by_the_sdk(
     fake: FakeS3, clients: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -930,6 +945,7 @@ ITEM = "<Contents><Key>{}</Key><Size>{}</Size><ETag>&quot;e&quot;</ETag>{}</Cont
         ("<LastModified>1970-01-01T00:01:00.000Z</LastModified>", 60.0),
         ("<LastModified>1970-01-01T00:01:00</LastModified>", 60.0),
         ("<LastModified>1970-01-01T01:01:00+01:00</LastModified>", 60.0),
+        ("<LastModified> Thu, 01 Jan 1970 00:01:00 GMT </LastModified>", 60.0),
     ],
 )
 async def test_servers_say_what_they_hold_in_more_than_one_way(
@@ -955,6 +971,9 @@ async def test_servers_say_what_they_hold_in_more_than_one_way(
         ITEM.format("k", 1, "<LastModified>yesterday</LastModified>"),
         "<Contents><Size>1</Size></Contents>",
         "<CommonPrefixes></CommonPrefixes>",
+        "<CommonPrefixes><Prefix>a/</Prefix><Prefix>b/</Prefix></CommonPrefixes>",
+        "<Contents><Key>a</Key><Key>b</Key><Size>1</Size></Contents>",
+        "<IsTruncated>true</IsTruncated>",
     ],
 )
 async def test_a_listing_that_leaves_something_out_is_no_listing(
@@ -965,6 +984,31 @@ async def test_a_listing_that_leaves_something_out_is_no_listing(
 
     with pytest.raises(TransientError, match="not a whole document"):
         await keys(store)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [("InternalError", TransientError), ("SlowDown", SlowDownError)]
+)
+async def test_a_listing_that_fails_after_it_began_is_tried_again(
+    fake: FakeS3, store: S3Objects, code: str, kind: type[TransientError]
+) -> None:
+    body = f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode()
+    fake.on("ListObjectsV2", answer(200, body=body))
+
+    with pytest.raises(kind):
+        await keys(store)
+    assert await keys(store) == []
+
+
+@pytest.mark.parametrize("encoding", ["nope", "shift_jis", "iso-8859-1"])
+async def test_a_listing_is_utf8_whatever_it_says(
+    fake: FakeS3, store: S3Objects, encoding: str
+) -> None:
+    page = PAGE.format(namespace="", encoding="", items=ITEM.format("\u00e9", 1, ""))
+    page = page.replace('"1.0"', f'"1.0" encoding="{encoding}"')
+    fake.on("ListObjectsV2", answer(200, body=page.encode()))
+
+    assert await keys(store) == ["\u00e9"]
 
 
 async def test_another_document_is_not_an_empty_listing(fake: FakeS3, store: S3Objects) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsync.storage.heads import Head, WireError
+from asyncsync.storage.heads import Head, WireError, field_of, read_head
 from asyncsync.storage.wire import Connection, Sink, TooLongError
 
 
@@ -573,3 +574,23 @@ async def test_tls_does_not_begin_behind_what_was_said_in_clear() -> None:
     await task
     with pytest.raises(WireError):
         await connection.secure(ssl.create_default_context(), "store.example")
+
+
+# -- heads that take long
+
+
+@pytest.mark.parametrize("name", [b"X", b"X-Long-" + b"a" * 200])
+@pytest.mark.parametrize("blanks", [1, 200])
+@pytest.mark.parametrize("end", [b" folded", b"no colon", b"NUL: \0", b"sp ace: v", b""])
+def test_a_head_that_is_none_is_found_out_at_once(name: bytes, blanks: int, end: bytes) -> None:
+    """Each way to read a field would be tried with each way to read all others."""
+    field = name + b":" + b" " * blanks + b"v" + b"\t" * blanks
+    raw = b"\r\n".join([b"HTTP/1.1 200 OK", *[field] * (60_000 // len(field)), end])
+    began = time.process_time()
+
+    with pytest.raises(WireError):
+        read_head(raw)
+    with pytest.raises(WireError):
+        field_of(b"X:" + b" " * 60_000 + b"\0")
+
+    assert time.process_time() - began < 2.0  # some milliseconds; it was ages

@@ -6,7 +6,6 @@ import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote as percent
 from urllib.parse import urlsplit
@@ -132,7 +131,7 @@ class Connection:
         """
         opened = await self._open(what)
         url, headers = opened.base_url, dict[str, str]()
-        if urlsplit(url).path != "/":  # in the path of a bucket, a slash behind it is a key
+        if url.endswith(f"/{self.bucket}/"):  # to some, a slash behind a bucket begins a key
             url = url.removesuffix("/")
         return await self._exchange("GET", f"{url}?{query}", headers, b"", what=what)
 
@@ -148,7 +147,10 @@ class Connection:
             async with self._turn:
                 self._check_open(what)
                 if self._client is None:
-                    await self._load_client()
+                    async with AsyncExitStack() as stack:
+                        client, _ = await self._load_client(stack)
+                        self._stack.push_async_exit(stack.pop_all())
+                    self._client = client
         token = _what.set(what)
         try:
             with sdk.sdk_errors(what), unlogged():
@@ -191,31 +193,32 @@ class Connection:
             raise ConfigError(
                 f"{self._connecting}: directory buckets are not supported; use a general one"
             )
-        plain = plain_settings(self.bucket, self._options, os.environ)
-        if plain is None or await self._threads.run(_any_exists, settings_files(os.environ)):
-            plain = await self._load_client()
-        http = Http(max_connections=self._max_requests, ca_file=plain.ca_file)
-        await http.open(self._threads)
-        self._stack.push_async_callback(http.aclose)
-        host = urlsplit(plain.base_url).hostname or ""
+        found = plain_settings(self.bucket, self._options, os.environ)
+        client = None
+        async with AsyncExitStack() as stack:
+            if found is None or await self._threads.run(_any_exists, settings_files(os.environ)):
+                client, found = await self._load_client(stack)
+            http = Http(max_connections=self._max_requests, ca_file=found.ca_file)
+            stack.push_async_callback(http.aclose)
+            await http.open(self._threads)
+            self._stack = stack.pop_all()
+        self._client = client
+        host = urlsplit(found.base_url).hostname or ""
         at_aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-        return _Opened(http, plain.base_url, at_aws, Scope(plain.region))
+        return _Opened(http, found.base_url, at_aws, Scope(found.region))
 
     @property
     def _connecting(self) -> str:
         return f"connect to s3://{quote(self.bucket)}"
 
-    async def _load_client(self) -> Settings:
-        """Make the SDK's client, and return the settings as it sees them."""
+    async def _load_client(self, stack: AsyncExitStack) -> tuple[Any, Settings]:
+        """The SDK's client, which `stack` closes, and the settings as it sees them."""
         with sdk.sdk_errors(self._connecting):
-            async with AsyncExitStack() as stack:
-                loaded = await self._threads.run(sdk.load, self._options)
-                client = await sdk.open_client(loaded, stack)
-                base_url = await sdk.base_url(client, self.bucket)
-                sdk.send_through(client, self._exchange)
-                self._stack.push_async_exit(stack.pop_all())
-        self._client = client
-        return Settings(base_url, loaded.region, loaded.ca_file)
+            loaded = await self._threads.run(sdk.load, self._options)
+            client = await sdk.open_client(loaded, stack)
+            base_url = await sdk.base_url(client, self.bucket)
+            sdk.send_through(client, self._exchange)
+        return client, Settings(base_url, loaded.region, loaded.ca_file)
 
     # -- signing and sending
 
@@ -279,7 +282,8 @@ class Connection:
 
 
 def _any_exists(paths: Iterable[str]) -> bool:
-    return any(Path(path).expanduser().exists() for path in paths)
+    # As the SDK looks: a file that cannot be seen, or a home that is not known, is none.
+    return any(os.path.exists(os.path.expanduser(os.path.expandvars(path))) for path in paths)
 
 
 def _repair(answer: Answer) -> str | None:

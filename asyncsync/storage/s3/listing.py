@@ -9,7 +9,7 @@ from urllib.parse import unquote_plus, urlencode
 from xml.etree import ElementTree
 
 from ...errors import IntegrityError, TransientError, quote
-from ..http import Answer
+from ..http import Answer, http_time
 from ..objects import ObjectInfo, Upload
 from .answers import not_s3
 from .connection import Connection
@@ -18,6 +18,10 @@ __all__ = ["list_objects", "list_uploads", "unquoted"]
 
 _MAX_EMPTY_PAGES = 100
 _HELD = ("Contents", "CommonPrefixes", "Upload")
+
+# What is asked for, and the document that answers it.
+_OBJECTS = ("list-type=2", "ListBucketResult")
+_UPLOADS = ("uploads", "ListMultipartUploadsResult")
 
 # Parameter of the next request -> element of the answer that it is taken from.
 _V2_MARKERS = {"continuation-token": "NextContinuationToken"}
@@ -32,9 +36,9 @@ async def list_objects(
     Raises:
         IntegrityError: the listing repeats itself, is out of order, or holds something else.
     """
-    asked = {"list-type": "2", "prefix": prefix} | ({"delimiter": delimiter} if delimiter else {})
+    asked = {"prefix": prefix} | ({"delimiter": delimiter} if delimiter else {})
     last: str | None = None
-    async for page in _pages(connection, what, "ListBucketResult", asked, _V2_MARKERS):
+    async for page in _pages(connection, what, _OBJECTS, asked, _V2_MARKERS):
         infos = [page.listed(item) for item in page.root.iterfind("{*}Contents")]
         below = page.root.iterfind("{*}CommonPrefixes")
         infos += [ObjectInfo(page.name(item, "Prefix"), 0, "") for item in below]
@@ -53,11 +57,8 @@ async def list_uploads(connection: Connection, what: str, prefix: str) -> AsyncI
     Raises:
         IntegrityError: the listing repeats itself.
     """
-    asked = {"uploads": "", "prefix": prefix}
     seen: set[Upload] = set()
-    async for page in _pages(
-        connection, what, "ListMultipartUploadsResult", asked, _UPLOAD_MARKERS
-    ):
+    async for page in _pages(connection, what, _UPLOADS, {"prefix": prefix}, _UPLOAD_MARKERS):
         for item in page.root.iterfind("{*}Upload"):
             upload = Upload(page.name(item, "Key"), page.text(item, "UploadId"))
             if upload in seen:
@@ -69,7 +70,7 @@ async def list_uploads(connection: Connection, what: str, prefix: str) -> AsyncI
 async def _pages(
     connection: Connection,
     what: str,
-    kind: str,
+    kind: tuple[str, str],
     asked: Mapping[str, str],
     markers: Mapping[str, str],
 ) -> AsyncIterator[_Page]:
@@ -80,9 +81,14 @@ async def _pages(
     while True:
         parameters = {**asked, **at, "encoding-type": "url"}
         query = urlencode(parameters, safe="-._~", errors="surrogateescape", quote_via=percent)
-        page = _page(what, kind, await connection.ask(what, query))
+        answer = await connection.ask(what, f"{kind[0]}&{query}")
+        page = _Page(what, _parsed(what, answer))
+        if page.kind == "Error":  # of a server that had begun to answer before it failed
+            raise connection.error(what, answer._replace(status=500))
+        if page.kind != kind[1]:
+            raise not_s3(what, answer)
         yield page
-        if page.text(page.root, "IsTruncated", "").lower() != "true":
+        if not page.is_truncated:
             return
         at = {name: page.text(page.root, element, "") for name, element in markers.items()}
         if "key-marker" in at:
@@ -94,30 +100,44 @@ async def _pages(
         seen.add(place)
 
 
-def _page(what: str, kind: str, answer: Answer) -> _Page:
-    # White space that kept the connection open may come before the declaration.
+def _parsed(what: str, answer: Answer) -> ElementTree.Element:
+    # It is UTF-8 whatever it says; white space that kept the connection open may come before.
+    parser = ElementTree.XMLParser(encoding="utf-8")
     try:
-        root = ElementTree.fromstring(bytes(answer.body).lstrip())
+        return ElementTree.fromstring(bytes(answer.body).lstrip(), parser)
     except ElementTree.ParseError:
         raise TransientError(f"{what}: the answer is not a whole document") from None
-    if root.tag.rpartition("}")[2] != kind:
-        raise not_s3(what, answer)
-    return _Page(what, root)
 
 
 class _Page:
-    """One answer of a server; what it lacks is an error, so that no listing is too short."""
+    """One answer of a server; what it lacks is an error, so that no listing is too short.
+
+    Attributes:
+        kind: the name of the document.
+    """
 
     def __init__(self, what: str, root: ElementTree.Element) -> None:
         self.root, self._what = root, what
+        self.kind = root.tag.rpartition("}")[2]
         self._is_encoded = self.text(root, "EncodingType", "") == "url"
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether there are more pages."""
+        said = self.text(self.root, "IsTruncated", "").strip().lower()
+        if said not in ("true", "false", ""):
+            raise self._incomplete()
+        return said == "true"
 
     def text(self, item: ElementTree.Element, name: str, default: str | None = None) -> str:
         """What an element says; TransientError if it is missing and there is no `default`."""
-        found = item.findtext(f"{{*}}{name}", default)
-        if found is None:
-            raise TransientError(f"{self._what}: the answer is not a whole document")
-        return found
+        found = item.findall(f"{{*}}{name}")
+        if len(found) > 1 or (not found and default is None):
+            raise self._incomplete()
+        return (found[0].text or "") if found else (default or "")
+
+    def _incomplete(self) -> TransientError:
+        return TransientError(f"{self._what}: the answer is not a whole document")
 
     def name(self, item: ElementTree.Element, element: str, default: str | None = None) -> str:
         """A name of an object as it is: servers encode what XML cannot hold."""
@@ -126,20 +146,21 @@ class _Page:
 
     def listed(self, item: ElementTree.Element) -> ObjectInfo:
         """What is said of one object."""
-        size, modified = self.text(item, "Size", "0"), self.text(item, "LastModified", "")
-        try:
-            at = _seconds(modified) if modified else 0.0
-            size_bytes = int(size)
-        except ValueError:
-            raise TransientError(f"{self._what}: the answer is not a whole document") from None
+        size, modified = self.text(item, "Size", "0"), self.text(item, "LastModified", "").strip()
+        at = _seconds(modified) if modified else 0.0
+        if at is None or not (size.isascii() and size.isdecimal()):
+            raise self._incomplete()
         return ObjectInfo(
-            self.name(item, "Key"), size_bytes, unquoted(self.text(item, "ETag", "")), at
+            self.name(item, "Key"), int(size), unquoted(self.text(item, "ETag", "")), at
         )
 
 
-def _seconds(text: str) -> float:
-    """Unix seconds of a time in ISO 8601, in UTC where it does not say where."""
-    at = datetime.fromisoformat(text)
+def _seconds(text: str) -> float | None:
+    """Unix seconds of a time in ISO 8601, in UTC where it does not say where, or as in HTTP."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return http_time(text)
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 

@@ -16,18 +16,26 @@ DEFAULT_REGION = "us-east-1"
 """What the AWS command line takes, too."""
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
-_REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_ENDPOINT = re.compile(r"(https?://(?!.*(?:amazonaws|api\.aws))[a-z0-9][a-z0-9.-]*(?::[0-9]+)?)/?")
+_NO_BUCKETS = ("--x-s3", "--op-s3")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_REGION = re.compile(rf"(?![0-9]+$){_LABEL}")
+_ENDPOINT = re.compile(rf"(https?://({_LABEL}(?:\.{_LABEL})*)(?::[0-9]{{1,5}})?)/?")
+_AMAZON = re.compile(r"amazonaws|api\.aws")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-# What else changes the address, or where the rest is found.
-_NOT_PLAIN = frozenset(
+# What is understood here, or has nothing to do with addresses. Any other variable may change them.
+_KNOWN = frozenset(
     {
-        "AWS_DATA_PATH",
-        "AWS_DEFAULT_PROFILE",
-        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
-        "AWS_PROFILE",
-        "AWS_USE_DUALSTACK_ENDPOINT",
-        "AWS_USE_FIPS_ENDPOINT",
+        *_ENDPOINTS,
+        "AWS_ACCESS_KEY_ID",
+        "AWS_CA_BUNDLE",
+        "AWS_CONFIG_FILE",
+        "AWS_DEFAULT_REGION",
+        "AWS_EC2_METADATA_DISABLED",
+        "AWS_REGION",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SECURITY_TOKEN",
+        "AWS_SESSION_TOKEN",
+        "AWS_SHARED_CREDENTIALS_FILE",
     }
 )
 
@@ -65,11 +73,12 @@ def plain_settings(
     server = _ENDPOINT.fullmatch(endpoint)
     if (
         server is None
+        or _AMAZON.search(server[2])
         or "profile" in options
         or options.get("addressing", "auto") not in ("auto", "path")
-        or not _NOT_PLAIN.isdisjoint(environ)
+        or any(name.startswith("AWS_") and name not in _KNOWN for name in environ)
         or _BUCKET.fullmatch(bucket) is None
-        or bucket.endswith("--x-s3")
+        or bucket.endswith(_NO_BUCKETS)
         or _REGION.fullmatch(region) is None
     ):
         return None
