@@ -88,6 +88,7 @@ class _Found:
     plan: Plan
     nested: tuple[NestedEntry, ...]
     entries: dict[str, FileEntry] = field(default_factory=dict)
+    hashed: bool = False
 
     @property
     def inside(self) -> set[str]:
@@ -314,6 +315,7 @@ class Upload:
         if not plan.check:
             return
         outcome = await self._engine.check(plan.check, source, Tally(ignore))
+        found.hashed = True
         assert found.previous is not None, "nothing is checked against nothing"
         other = list(plan.send)
         for file in plan.check:
@@ -378,6 +380,8 @@ class Upload:
 
     async def _send(self, source: Directory, found: _Found) -> Receipt:
         if found.previous is not None and _is_unchanged(found):
+            if found.hashed:  # to know it was the work of this sync, and need not be of the next
+                await self._remember(found)
             return self._receipt(
                 found.previous, found, await self._store.confirm(self._tree), rounds=1
             )

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import anyio
@@ -362,6 +363,37 @@ async def test_only_what_changed_is_read_again(
     await asyncsync.sync_up(source, target)
 
     assert set(read) == {"a"}
+
+
+@pytest.mark.parametrize("kind", ["sealed", "rolling"])
+async def test_what_was_read_and_found_the_same_is_not_read_again(
+    kind: Kind, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncsync.sync_up(source, target, kind=kind)
+    if kind == "rolling":  # of that it is remembered what was sent
+        for path in filter(Path.is_file, source.rglob("*")):
+            os.utime(path, ns=(0, 0))
+        await asyncsync.sync_up(source, target)
+    read: list[str] = []
+    inner = Directory._read
+
+    def spy(self: Directory, file: object, *rest: object) -> object:
+        read.append(file.path)  # type: ignore[attr-defined]
+        return inner(self, file, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Directory, "_read", spy)
+    first = await asyncsync.sync_up(source, target)
+    seen, read[:] = set(read), []
+    again = await asyncsync.sync_up(source, target)
+
+    files = {path for path, held in TREE.items() if held is not None}
+    assert seen == (set() if kind == "rolling" else files)
+    assert not read
+    assert (again.identity, again.sent_files) == (first.identity, 0)
+    (source / "a").write_bytes(b"other")
+    with nullcontext() if kind == "rolling" else pytest.raises(ConflictError):
+        await asyncsync.sync_up(source, target)
+    assert set(read) == {"a"} or kind == "sealed"
 
 
 async def test_links_and_special_files_are_left_out_of_a_rolling_tree_and_named(
