@@ -169,8 +169,8 @@ ROWS = (
             Limit(case="asyncsync, counted", metric="lists", bound=0),
             Limit(case="asyncsync, counted", metric="requests", bound=3),
         ),
-        note="asyncsync compares digests, known for files whose times are the same; the others compare "
-        "sizes and times. Requests: at the sink.",
+        note="asyncsync compares digests, known for files whose times are the same; the others "
+        "compare sizes and times. Requests: at the sink.",
     ),
     Row(
         name="command",
