@@ -297,16 +297,12 @@ async def settled(future: asyncio.Future[T], timeout_s: float) -> None:
 async def finish(
     call: Callable[[], Awaitable[T]],
     *,
-    worth_it: Callable[[], bool] = lambda: True,
     grace_s: float = 5.0,
 ) -> T:
     """Await `call()`, which cannot be taken back: cancelled, it gets `grace_s` more to end.
 
     A server may act on a request long after its sender has hung up, and so after what the sender
     did next. The cancellation goes on all the same.
-
-    Args:
-        worth_it: whether there is something to wait for, asked when cancelled.
     """
     task = asyncio.ensure_future(call())
     try:
@@ -314,8 +310,7 @@ async def finish(
     except asyncio.CancelledError:
         with anyio.CancelScope(shield=True):
             try:
-                if worth_it():  # else not even one more turn, in which it might get there
-                    await asyncio.wait([task], timeout=grace_s)
+                await asyncio.wait([task], timeout=grace_s)
             finally:
                 task.cancel()
                 await asyncio.wait([task])

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
@@ -701,6 +702,26 @@ async def test_white_space_is_a_sign_of_life_where_a_server_is_known_to_take_lon
             await http.send("POST", server.url, {}, what="join it", patient=patient)
 
     assert (blanks == 8) is patient
+
+
+@pytest.mark.one_loop
+async def test_closed_it_leaves_no_timer_behind(threads: Threads) -> None:
+    """The loop would hold on to the client for as long as the timer runs."""
+    http = Http(max_connections=1, stall_s=3600.0)
+    await http.open(threads)
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.say(OK)
+
+    async with serving(script) as server:
+        await http.send("GET", server.url, {}, what="get it")
+    watch = weakref.ref(http._watch)
+    await http.aclose()
+    del http
+    gc.collect()
+
+    assert watch() is None
 
 
 def test_a_stall_is_found_out_on_the_next_loop_too(threads: Threads) -> None:

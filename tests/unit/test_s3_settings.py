@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from asyncsync.storage.http import Answer
 from asyncsync.storage.s3 import sdk
-from asyncsync.storage.s3.connection import _any_exists
+from asyncsync.storage.s3.connection import _any_exists, bucket_url
 from asyncsync.storage.s3.credentials import _find
 from asyncsync.storage.s3.settings import Settings, plain_settings, settings_files
 
@@ -101,6 +102,32 @@ def test_whatever_is_not_plain_is_left_to_the_sdk(
     bucket: str, options: dict[str, str], environ: dict[str, str]
 ) -> None:
     assert plain_settings(bucket, options, environ) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"endpoint_url": HERE},
+        {"endpoint_url": f"{HERE}/pre"},
+        {"endpoint_url": "http://store.example/pre/", "addressing": "virtual"},
+        {"endpoint_url": "http://store.example", "addressing": "virtual"},
+        {},
+    ],
+)
+async def test_a_listing_is_asked_for_where_the_sdk_would(options: dict[str, str]) -> None:
+    seen: list[str] = []
+
+    async def exchange(method: str, url: str, headers: object, body: bytes) -> Answer:
+        seen.append(url)
+        return Answer(200, {}, b"<ListBucketResult/>")
+
+    async with AsyncExitStack() as stack:
+        client = await sdk.open_client(await asyncio.to_thread(sdk.load, options), stack)
+        base_url = await sdk.base_url(client, "bucket")
+        sdk.send_through(client, exchange)
+        await client.list_objects_v2(Bucket="bucket", Prefix="p")
+
+    assert [url.partition("?")[0] for url in seen] == [bucket_url(base_url, "bucket")]
 
 
 def test_the_files_that_may_say_more_are_those_of_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:

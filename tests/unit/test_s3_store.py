@@ -37,7 +37,7 @@ from asyncsync.errors import (
     TransientError,
 )
 from asyncsync.storage.objects import Capabilities, Condition, ObjectInfo, ObjectStore, Upload
-from asyncsync.storage.s3 import S3Objects, sdk
+from asyncsync.storage.s3 import S3Objects, credentials, sdk
 from asyncsync.storage.s3 import listing as listing_module
 from asyncsync.testing import ObjectStoreContract
 
@@ -279,8 +279,12 @@ async def test_many_first_requests_open_one_client(fake: FakeS3, clients: list[o
 
 
 async def test_nobody_waits_for_the_sdk_where_the_environment_says_everything(
-    fake: FakeS3, clients: list[object]
+    fake: FakeS3, clients: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def load(profile: str | None) -> None:
+        raise AssertionError("botocore was asked for credentials")
+
+    monkeypatch.setattr(credentials, "new_session", load)
     async with opened() as store:
         await store.put("k", b"x")
         assert (await store.get("k")).data == b"x"

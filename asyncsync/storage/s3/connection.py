@@ -130,10 +130,8 @@ class Connection:
             AsyncSyncError: the request failed, or what came is no document.
         """
         opened = await self._open(what)
-        url, headers = opened.base_url, dict[str, str]()
-        if url.endswith(f"/{self.bucket}/"):  # to some, a slash behind a bucket begins a key
-            url = url.removesuffix("/")
-        return await self._exchange("GET", f"{url}?{query}", headers, b"", what=what)
+        url = f"{bucket_url(opened.base_url, self.bucket)}?{query}"
+        return await self._exchange("GET", url, {}, b"", what=what)
 
     @asynccontextmanager
     async def sdk(self, what: str) -> AsyncIterator[Any]:
@@ -279,6 +277,11 @@ class Connection:
                 await self._chain.renew(credentials)
             elif (offset_s := self.clock_offset_s(answer.headers)) is not None:
                 self._offset_s = offset_s
+
+
+def bucket_url(base_url: str, bucket: str) -> str:
+    """The address of the bucket itself: in a path, a slash behind it would begin a key. Pure."""
+    return base_url.removesuffix("/") if base_url.endswith(f"/{bucket}/") else base_url
 
 
 def _any_exists(paths: Iterable[str]) -> bool:

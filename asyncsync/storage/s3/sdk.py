@@ -1,7 +1,8 @@
 """Everything that knows aiobotocore: loaded in a thread, its errors turned into ours.
 
-The SDK finds the region and the endpoint, and it writes and reads the documents of the requests
-that are not bulk. It neither signs nor sends: a request that it has built is handed to `Exchange`.
+The SDK finds the region and the endpoint where `settings` does not, and it writes and reads the
+documents of the requests that are neither bulk nor listings. It neither signs nor sends: a request
+that it has built is handed to `Exchange`.
 """
 
 from __future__ import annotations

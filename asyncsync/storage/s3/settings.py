@@ -1,7 +1,7 @@
 """Where a bucket is, if the environment alone says so: then nobody has to ask the SDK.
 
-Importing it and building its client takes as long as moving a thousand small files. Whatever is
-not plain, it decides: profiles, configuration files, addresses of AWS.
+Importing it and building its client takes longer than moving many small files. Whatever is not
+plain, it decides: profiles, configuration files, addresses of AWS.
 """
 
 from __future__ import annotations
