@@ -29,7 +29,7 @@ DOORS = [
     "asyncsync.testing",
     "asyncsync.transfer",
 ]
-HEAVY = ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcloud", "numpy", "rich", "typer")
+HEAVY = ("aiobotocore", "aiohttp", "botocore", "click", "fsspec", "gcloud", "numpy", "rich")
 
 MAX_LINES = 450
 LONGER = {

@@ -1,81 +1,28 @@
-"""The grammar of the command line: typer turns arguments into a Job, the runner runs it."""
+"""The grammar of the command line: click turns arguments into a Job, the runner runs it."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from enum import StrEnum
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, cast
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from ..errors import ConfigError, quote
 from ..location import Location
 from ..units import parse_bytes
 from ..version import __version__
-from .job import Job, Limits, Options, Patterns
+from .job import Job, Limits, Links, Options, Patterns
 
 if TYPE_CHECKING:
-    from ..manifest import Kind
     from .runner import World
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    name="asyncsync",
-    help="Moves checkpoints to where they are safe and back again, whole or not at all.",
-    epilog="Exit codes, and what --json writes: docs/cli.md",
-    rich_markup_mode=None,  # plain help is there in half the time
-    pretty_exceptions_enable=False,
-)
-
-# The class of all wrong usage; it has moved between releases of typer and is not exported.
-UsageError = cast("type[Exception]", typer.BadParameter.__base__)
-
-
-class LinkChoice(StrEnum):
-    """What happens to symbolic links in the source."""
-
-    refuse = "refuse"
-    follow = "follow"
-
-
-Place = Annotated[
-    str,
-    typer.Argument(
-        metavar="LOCATION", help="A path, or a URL such as s3://bucket/run or gs://bucket/run."
-    ),
-]
-Source = Annotated[str, typer.Argument(metavar="SRC", help="A local directory.")]
-Target = Annotated[str, typer.Argument(metavar="DST", help="A local directory.")]
-Exclude = Annotated[
-    list[str] | None,
-    typer.Option("--exclude", metavar="PATTERN", help="Leave out what matches. Repeatable."),
-]
-Include = Annotated[
-    list[str] | None,
-    typer.Option("--include", metavar="PATTERN", help="Take only what matches. Repeatable."),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Print the plan, change nothing.")]
-Jobs = Annotated[
-    int | None, typer.Option("--jobs", "-j", min=1, metavar="N", help="Files moved at once.")
-]
-Bwlimit = Annotated[
-    str | None, typer.Option("--bwlimit", metavar="SIZE", help="Bytes per second, like 10MiB.")
-]
-Timeout = Annotated[
-    float | None,
-    typer.Option("--timeout", metavar="SECONDS", help="Time allowed for the whole sync."),
-]
-AllowUnverified = Annotated[
-    bool, typer.Option("--allow-unverified", help="Read a tree that has no manifest.")
-]
-Step = Annotated[int | None, typer.Option("--step", min=0, metavar="N", help="Training step.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object per line on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and results.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Details and tracebacks.")]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def main(argv: Sequence[str] | None = None, world: World | None = None) -> int:
@@ -83,9 +30,9 @@ def main(argv: Sequence[str] | None = None, world: World | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         job = app(args=args or ["--help"], prog_name="asyncsync", standalone_mode=False)
-    except (UsageError, ConfigError) as exc:
+    except (click.UsageError, ConfigError) as exc:
         return _refuse(args, exc, world)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, click.Abort):
         return 130
     except OSError as exc:  # --help or --version, to where nothing can be written
         sys.stderr.write(f"asyncsync: error: cannot print: {exc.strerror}\n")
@@ -110,8 +57,7 @@ def _refuse(args: Sequence[str], exc: Exception, world: World | None) -> int:
     if not isinstance(exc, ConfigError):
         error = ConfigError(f"{error}; see asyncsync --help")
     command = next((arg for arg in args if not arg.startswith("-")), "")
-    known = command in {info.name for info in app.registered_commands}
-    return report_failure(output, command if known else "", error)
+    return report_failure(output, command if command in app.commands else "", error)
 
 
 def _without_secrets(text: str, args: Sequence[str]) -> str:
@@ -138,10 +84,6 @@ def _place(text: str) -> str:
     return str(Location.parse(text))
 
 
-def _patterns(exclude: list[str] | None, include: list[str] | None) -> Patterns:
-    return Patterns(exclude=tuple(exclude or ()), include=tuple(include or ()))
-
-
 def _limits(jobs: int | None, bwlimit: str | None, timeout: float | None) -> Limits:
     rate = parse_bytes(bwlimit) if bwlimit is not None else None
     if rate == 0:
@@ -159,92 +101,156 @@ def _again(place: str) -> str:
     )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"asyncsync {__version__}")
-        raise typer.Exit
+# -- arguments and options that several commands take
 
 
-@app.callback()
-def _global(
-    show_version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Print the version and stop."
-        ),
-    ] = False,
-) -> None:
-    """Moves checkpoints to where they are safe and back again, whole or not at all."""
+def _switch(*names: str, text: str) -> Decorator:
+    return click.option(*names, is_flag=True, help=text)
+
+
+def _as_one(name: str, make: Callable[..., object], *options: Decorator) -> Decorator:
+    """Options that reach the command as one value: what `make` makes of them."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def call(**given: Any) -> Any:
+            mine = {option: given.pop(option) for option in signature(make).parameters}
+            return command(**given, **{name: make(**mine)})
+
+        described: Callable[..., Any] = call
+        for option in reversed(options):  # click lists the last one first
+            described = option(described)
+        return described
+
+    return decorate
+
+
+_location = click.argument("location", metavar="LOCATION")
+_with_patterns = _as_one(
+    "patterns",
+    Patterns,
+    click.option(
+        "--exclude", metavar="PATTERN", multiple=True, help="Leave out what matches. Repeatable."
+    ),
+    click.option(
+        "--include", metavar="PATTERN", multiple=True, help="Take only what matches. Repeatable."
+    ),
+)
+_with_limits = _as_one(
+    "limits",
+    _limits,
+    click.option(
+        "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Files moved at once."
+    ),
+    click.option("--bwlimit", metavar="SIZE", help="Bytes per second, like 10MiB."),
+    click.option(
+        "--timeout", type=float, metavar="SECONDS", help="Time allowed for the whole sync."
+    ),
+)
+_with_options = _as_one(
+    "options",
+    Options,
+    _switch("--json", text="One JSON object per line on stdout."),
+    _switch("--quiet", "-q", text="Only errors and results."),
+    _switch("--verbose", "-v", text="Details and tracebacks."),
+)
+_with_dry_run = _switch("--dry-run", "-n", text="Print the plan, change nothing.")
+_with_step = click.option("--step", type=click.IntRange(min=0), metavar="N", help="Training step.")
+
+
+# -- the commands
+
+
+class _InOrder(click.Group):
+    """Lists its commands in the order in which people meet them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, epilog="Exit codes, and what --json writes: docs/cli.md")
+@click.version_option(
+    __version__, message="asyncsync %(version)s", help="Print the version and stop."
+)
+def app() -> None:
+    """Moves checkpoints to where they are safe and back again, whole or not at all.
+
+    A LOCATION is a path, or a URL such as s3://bucket/run or gs://bucket/run.
+    """
 
 
 @app.command("up")
+@click.argument("source", metavar="SRC")
+@_location
+@_with_patterns
+@click.option(
+    "--rolling/--sealed",
+    default=None,
+    help="A tree that keeps changing, or a checkpoint. Default: as it is; else sealed.",
+)
+@_switch("--replace", text="Replace another checkpoint of that name.")
+@click.option(
+    "--links",
+    type=click.Choice(["refuse", "follow"]),
+    default="refuse",
+    show_default=True,
+    help="Symbolic links in the source.",
+)
+@_with_step
+@_with_dry_run
+@_with_limits
+@_with_options
 def _up(  # noqa: PLR0913 - a parameter is an option here
     *,
-    source: Source,
-    location: Place,
-    exclude: Exclude = None,
-    include: Include = None,
-    rolling: Annotated[
-        bool | None,
-        typer.Option(
-            "--rolling/--sealed",
-            help="A tree that keeps changing, or a checkpoint. Default: as it is; else sealed.",
-            show_default=False,
-        ),
-    ] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace another checkpoint of that name.")
-    ] = False,
-    links: Annotated[
-        LinkChoice, typer.Option("--links", help="Symbolic links in the source.")
-    ] = LinkChoice.refuse,
-    step: Step = None,
-    dry_run: DryRun = False,
-    jobs: Jobs = None,
-    bwlimit: Bwlimit = None,
-    timeout: Timeout = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    source: str,
+    location: str,
+    patterns: Patterns,
+    rolling: bool | None,
+    replace: bool,
+    links: Links,
+    step: int | None,
+    dry_run: bool,
+    limits: Limits,
+    options: Options,
 ) -> Job:
-    """Commit the directory SRC to LOCATION."""
+    """Commit the local directory SRC to LOCATION."""
     from . import commands
 
     place = _place(location)
-    kind: Kind | None = None if rolling is None else "rolling" if rolling else "sealed"
     work = partial(
         commands.up,
         source=_local(source, "up SRC LOCATION"),
         location=place,
-        patterns=_patterns(exclude, include),
-        kind=kind,
+        patterns=patterns,
+        kind=None if rolling is None else "rolling" if rolling else "sealed",
         replace=replace,
-        links=links.value,
+        links=links,
         step=step,
-        limits=_limits(jobs, bwlimit, timeout),
+        limits=limits,
         dry_run=dry_run,
     )
-    options = Options(json=json, quiet=quiet, verbose=verbose)
     return Job(command="up", options=options, work=work, unfinished=_again(place))
 
 
 @app.command("down")
-def _down(  # noqa: PLR0913 - a parameter is an option here
+@_location
+@click.argument("target", metavar="DST")
+@_with_patterns
+@_switch("--allow-unverified", text="Read a tree that has no manifest.")
+@_with_dry_run
+@_with_limits
+@_with_options
+def _down(
     *,
-    location: Place,
-    target: Target,
-    exclude: Exclude = None,
-    include: Include = None,
-    allow_unverified: AllowUnverified = False,
-    dry_run: DryRun = False,
-    jobs: Jobs = None,
-    bwlimit: Bwlimit = None,
-    timeout: Timeout = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    location: str,
+    target: str,
+    patterns: Patterns,
+    allow_unverified: bool,
+    dry_run: bool,
+    limits: Limits,
+    options: Options,
 ) -> Job:
-    """Bring the tree at LOCATION into the directory DST, verified."""
+    """Bring the tree at LOCATION into the local directory DST, verified."""
     from . import commands
 
     path = _local(target, "down LOCATION DST")
@@ -252,35 +258,33 @@ def _down(  # noqa: PLR0913 - a parameter is an option here
         commands.down,
         location=_place(location),
         target=path,
-        patterns=_patterns(exclude, include),
+        patterns=patterns,
         allow_unverified=allow_unverified,
-        limits=_limits(jobs, bwlimit, timeout),
+        limits=limits,
         dry_run=dry_run,
     )
-    options = Options(json=json, quiet=quiet, verbose=verbose)
     return Job(command="down", options=options, work=work, unfinished=_again(path))
 
 
 @app.command("restore")
-def _restore(  # noqa: PLR0913 - a parameter is an option here
+@_location
+@click.argument("target", metavar="DIR")
+@_switch("--latest", text="The newest commit; this is the default.")
+@_with_step
+@_with_patterns
+@_switch("--fallback", text="Use an older commit if the newest is damaged.")
+@_with_limits
+@_with_options
+def _restore(
     *,
-    location: Place,
-    target: Annotated[str, typer.Argument(metavar="DIR", help="A local directory.")],
-    latest: Annotated[
-        bool, typer.Option("--latest", help="The newest commit; this is the default.")
-    ] = False,
-    step: Step = None,
-    exclude: Exclude = None,
-    include: Include = None,
-    fallback: Annotated[
-        bool, typer.Option("--fallback", help="Use an older commit if the newest is damaged.")
-    ] = False,
-    jobs: Jobs = None,
-    bwlimit: Bwlimit = None,
-    timeout: Timeout = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    location: str,
+    target: str,
+    latest: bool,
+    step: int | None,
+    patterns: Patterns,
+    fallback: bool,
+    limits: Limits,
+    options: Options,
 ) -> Job:
     """Bring the newest commit at or below LOCATION, or that of a step, into DIR."""
     from . import commands
@@ -293,109 +297,85 @@ def _restore(  # noqa: PLR0913 - a parameter is an option here
         location=_place(location),
         target=path,
         step=step,
-        patterns=_patterns(exclude, include),
+        patterns=patterns,
         fallback=fallback,
-        limits=_limits(jobs, bwlimit, timeout),
+        limits=limits,
     )
-    options = Options(json=json, quiet=quiet, verbose=verbose)
     return Job(command="restore", options=options, work=work, unfinished=_again(path))
 
 
 @app.command("verify")
-def _verify(
-    *,
-    location: Place,
-    jobs: Jobs = None,
-    bwlimit: Bwlimit = None,
-    timeout: Timeout = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> Job:
+@_location
+@_with_limits
+@_with_options
+def _verify(*, location: str, limits: Limits, options: Options) -> Job:
     """Read the commit at LOCATION and compare every byte with its manifest."""
     from . import commands
 
     place = _place(location)
-    work = partial(commands.verify, location=place, limits=_limits(jobs, bwlimit, timeout))
-    options = Options(json=json, quiet=quiet, verbose=verbose)
+    work = partial(commands.verify, location=place, limits=limits)
     return Job(
         command="verify", options=options, work=work, unfinished=f"{quote(place)}: not verified"
     )
 
 
 @app.command("ls")
-def _ls(location: Place, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> Job:
+@_location
+@_with_options
+def _ls(*, location: str, options: Options) -> Job:
     """List the commits at and below LOCATION, newest first."""
     from . import commands
 
-    options = Options(json=json, quiet=quiet, verbose=verbose)
-    work = partial(commands.ls, location=_place(location))
-    return Job(command="ls", options=options, work=work)
+    return Job(command="ls", options=options, work=partial(commands.ls, location=_place(location)))
 
 
 @app.command("rm")
-def _rm(
-    location: Place,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    allow_uncommitted: Annotated[
-        bool, typer.Option("--allow-uncommitted", help="Delete files that no manifest lists too.")
-    ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> Job:
+@_location
+@_switch("--yes", "-y", text="Do not ask.")
+@_switch("--allow-uncommitted", text="Delete files that no manifest lists too.")
+@_with_options
+def _rm(*, location: str, yes: bool, allow_uncommitted: bool, options: Options) -> Job:
     """Delete the commit at LOCATION, with the commits inside it."""
     from . import commands
 
     place = _place(location)
     work = partial(commands.rm, location=place, yes=yes, allow_uncommitted=allow_uncommitted)
-    options = Options(json=json, quiet=quiet, verbose=verbose)
     unfinished = f"{quote(place)}: not deleted, or not completely; the same command finishes it"
     return Job(command="rm", options=options, work=work, unfinished=unfinished)
 
 
 @app.command("doctor")
-def _doctor(
-    location: Place,
-    clean: Annotated[
-        bool, typer.Option("--clean", help="Remove what interrupted syncs left there.")
-    ] = False,
-    older_than: Annotated[
-        float, typer.Option("--older-than", min=0, metavar="HOURS", help="With --clean: how old.")
-    ] = 24.0,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> Job:
+@_location
+@_switch("--clean", text="Remove what interrupted syncs left there.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    metavar="HOURS",
+    help="With --clean: how old.",
+)
+@_with_options
+def _doctor(*, location: str, clean: bool, older_than: float, options: Options) -> Job:
     """Find out what LOCATION can do and what is missing there."""
     from . import commands
 
-    options = Options(json=json, quiet=quiet, verbose=verbose)
     older_than_s = older_than * 3600 if clean else None
     work = partial(commands.doctor, location=_place(location), older_than_s=older_than_s)
     return Job(command="doctor", options=options, work=work)
 
 
 @app.command("demo")
-def _demo(
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to", metavar="LOCATION", help="Where checkpoints go and stay; also s3:// or gs://."
-        ),
-    ] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the temporary directory of the run.")
-    ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> Job:
+@click.option(
+    "--to", metavar="LOCATION", help="Where checkpoints go and stay; also s3:// or gs://."
+)
+@_switch("--keep", text="Keep the temporary directory of the run.")
+@_with_options
+def _demo(*, to: str | None, keep: bool, options: Options) -> Job:
     """Train, kill the training in the middle of a checkpoint, restore, finish, compare."""
     from .demo import demo
 
     work = partial(demo, to=None if to is None else _place(to), keep=keep)
-    options = Options(json=json, quiet=quiet, verbose=verbose)
     return Job(
         command="demo", options=options, work=work, unfinished="stopped; nothing is left running"
     )

@@ -1,4 +1,4 @@
-"""The door of the program: what has to work even where typer and rich are missing."""
+"""The door of the program: what has to work even where click and rich are missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["run"]
 def run() -> int:
     """Run `sys.argv` and return the exit code."""
     _hold_standard_streams()
-    missing = [name for name in ("typer", "rich") if find_spec(name) is None]
+    missing = [name for name in ("click", "rich") if find_spec(name) is None]
     if missing:
         sys.stderr.write(
             f"asyncsync: error: the command line needs {' and '.join(missing)}: "

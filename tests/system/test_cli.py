@@ -565,14 +565,14 @@ def test_help_loads_no_more_than_the_grammar() -> None:
 
 def test_the_shell_completes_commands() -> None:
     asked = {
-        "_ASYNCSYNC_COMPLETE": "complete_bash",
+        "_ASYNCSYNC_COMPLETE": "bash_complete",
         "COMP_WORDS": "asyncsync do",
         "COMP_CWORD": "1",
     }
     process = start(env=os.environ | asked)
     out, _ = process.communicate(timeout=30)
 
-    assert out.split() == ["down", "doctor"]
+    assert out.split() == ["plain,down", "plain,doctor"]
 
 
 AS_NOBODY = """

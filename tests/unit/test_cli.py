@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TextIO, cast, get_args
 
 import pytest
-import typer
 
 from asyncsync import errors, events
 from asyncsync.cli.app import app, main
@@ -709,7 +708,7 @@ def test_rm_names_what_it_kept() -> None:
     assert "kept 1" in ran.out
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich"])
+@pytest.mark.parametrize("missing", ["click", "rich"])
 def test_without_the_extra_the_command_says_what_to_install(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -736,8 +735,7 @@ def test_nothing_is_rendered_as_markup() -> None:
 
 
 def options_of_all_commands() -> set[str]:
-    group = typer.main.get_command(app)
-    commands = cast("Any", group).commands.values()
+    commands = app.commands.values()
     return {name for c in commands for p in c.params for name in p.opts + p.secondary_opts}
 
 
