@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -147,7 +147,7 @@ class Manifest:
         found = tuple(entries)
         _check_header(header)
         _check_paths(found)
-        ordered = tuple(sorted(found, key=lambda e: sort_key(e.path)))
+        ordered = tuple(sorted(found, key=_order(found)))
         files = [e for e in ordered if isinstance(e, FileEntry)]
         complete = msgspec.structs.replace(
             header,
@@ -175,6 +175,13 @@ class Manifest:
     def nested(self) -> tuple[NestedEntry, ...]:
         """The commits inside."""
         return tuple(e for e in self.entries if isinstance(e, NestedEntry))
+
+
+def _order(entries: Sequence[Entry]) -> Callable[[Entry], str | bytes]:
+    """What to sort by; where all paths are ASCII they are in order as they are."""
+    if all(entry.path.isascii() for entry in entries):
+        return lambda entry: entry.path
+    return lambda entry: sort_key(entry.path)
 
 
 def _check_header(header: Header) -> None:

@@ -11,6 +11,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from .digest import digest
 from .errors import RefusedError, quote
@@ -198,12 +199,14 @@ def check_set(
         RefusedError: a path is there twice, is a file and a directory, or lies inside a commit
             that lists its own files; and names one of the paths.
     """
-    above = _parents([*files, *directories])
+    above = _parents(chain(files, directories))
     _refuse_any(above.intersection(nested), "is a commit of its own, and its files are its own")
     above.update(directories, nested, _parents(nested))
     _refuse_any(above.intersection(files), "is a file and a directory")
-    counts = Counter([*files, *directories, *nested])
-    _refuse_any((path for path, count in counts.items() if count > 1), "is listed twice")
+    paths = set(chain(files, directories, nested))
+    if len(paths) < len(files) + len(directories) + len(nested):
+        counts = Counter(chain(files, directories, nested))
+        _refuse_any((path for path, count in counts.items() if count > 1), "is listed twice")
 
 
 def _parents(paths: Iterable[str]) -> set[str]:

@@ -61,12 +61,16 @@ def _refuse(args: Sequence[str], exc: Exception, world: World | None) -> int:
 
 
 def _without_secrets(text: str, args: Sequence[str]) -> str:
-    """Take locations that are refused out of a message: they may hold keys."""
-    for arg in filter(None, args):
+    """Take locations that are refused out of a message: they may hold keys.
+
+    They may follow the name of an option (`--jobs=`, `-j`), and a message may quote them.
+    """
+    parts = [part for arg in args for part in (arg, arg.partition("=")[2], arg[2:])]
+    for part in filter(None, parts):
         try:
-            Location.parse(arg)
+            Location.parse(part)
         except ConfigError:
-            text = text.replace(arg, "...")
+            text = text.replace(part, "...").replace(repr(part)[1:-1], "...")
     return text
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "Block",
     "Deleted",
     "Durability",
+    "File",
     "Glance",
     "Intent",
     "NewFile",
@@ -37,6 +38,19 @@ class NewFile(NamedTuple):
     size_bytes: int
     mode: int = 0o644
     mtime_ns: int = 0
+
+
+class File(Protocol):
+    """What there is to know of a file that is going to be written, whoever keeps it."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def mode(self) -> int: ...
+    @property
+    def mtime_ns(self) -> int: ...
 
 
 class Block(NamedTuple):
@@ -78,7 +92,7 @@ class Intent:
     expect: str | None = None
     in_place: bool = False
     writer: str = ""
-    files: tuple[NewFile, ...] = ()
+    files: Sequence[File] = ()
     keep: bool = False
 
 

@@ -1,12 +1,11 @@
 """Keeping a tree in sync: what moves it, by which settings, and what became of it."""
 
-from .base import AsyncSyncer, Path, Receipt
+from .base import AsyncSyncer, Path, Receipt, SyncPlan
 from .command import CommandSyncer
 from .commits import Commit, ProbeReport, VerifyReport
 from .saved import Saved
 from .settings import SyncConfig
 from .storage_syncer import Isolation, StorageSyncer
-from .upload import SyncPlan
 
 __all__ = [
     "AsyncSyncer",

@@ -1,4 +1,4 @@
-"""What moves trees: the AsyncSyncer protocol and the receipt it returns."""
+"""What moves trees: the AsyncSyncer protocol, the receipt it returns and the plan of a dry run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from ..manifest import Kind
-from ..storage import Deleted, Durability
+from ..storage import Deleted, Durability, NewFile
 
-__all__ = ["DAY_S", "AsyncSyncer", "Path", "Receipt", "Snapshot"]
+__all__ = ["DAY_S", "AsyncSyncer", "Path", "Receipt", "Snapshot", "SyncPlan"]
 
 DAY_S = 86_400.0
 """How long an interrupted attempt is left alone by default, so that it can be gone on with."""
@@ -59,6 +59,34 @@ class Receipt:
     snapshot: Literal["in place", "reflink", "copy", "link"] = "in place"
     waited_s: float = 0.0
     durability: Durability = "fsync"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncPlan:
+    """What a sync would do: the answer to a dry run.
+
+    Attributes:
+        target: where to.
+        send: files that are not there, or other there (a file of the same size counts as other
+            until somebody has hashed both).
+        skip: files that are there already.
+        delete: paths that would disappear from the target.
+        left_out: names that cannot be part of a rolling tree, with the reason.
+    """
+
+    target: str
+    send: tuple[NewFile, ...]
+    skip: tuple[NewFile, ...]
+    delete: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def send_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.send)
+
+    @property
+    def skip_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.skip)
 
 
 @runtime_checkable

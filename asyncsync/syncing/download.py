@@ -27,11 +27,10 @@ from ..storage import Durability, Intent, NewFile, Stored, TreeStore, TreeWriter
 from ..storage.local import LocalTrees
 from ..transfer import Arrived, Directory, Scan, SourceFile, Tally, Unverified
 from ..transfer import Committed as CommittedSource
-from .base import Path, Receipt
+from .base import Path, Receipt, SyncPlan
 from .decisions import LocalTree, RestorePlan, check_foreign, plan_restore
 from .requests import local_path
 from .tools import Tools
-from .upload import SyncPlan
 
 __all__ = ["Download", "DownloadRequest"]
 

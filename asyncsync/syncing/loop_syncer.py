@@ -36,7 +36,7 @@ from ..storage import Backoff, Deleted, Rate, Stores, TreeStore, retry
 from ..transfer import Bounds, Engine, Links, Snapshots
 from ..units import MIB
 from ..version import __version__
-from .base import DAY_S, Path, Receipt, Snapshot
+from .base import DAY_S, Path, Receipt, Snapshot, SyncPlan
 from .commits import (
     Commit,
     ProbeReport,
@@ -56,7 +56,7 @@ from .newest import Look, Newest
 from .probing import probe_root
 from .requests import Request, check_snapshot, upload_request
 from .tools import Tools
-from .upload import SyncPlan, Upload
+from .upload import Upload
 from .writers import Turn, Writers
 
 __all__ = ["LoopSyncer"]

@@ -17,13 +17,12 @@ from ..patterns import Selection
 from ..storage import Deleted
 from ..transfer import Links
 from ..units import MIB
-from .base import DAY_S, Path, Receipt, Snapshot
+from .base import DAY_S, Path, Receipt, Snapshot, SyncPlan
 from .commits import Commit, ProbeReport, VerifyReport
 from .isolation import Client
 from .loop_syncer import LoopSyncer
 from .requests import local_path, upload_request
 from .saved import Saved, Saves
-from .upload import SyncPlan
 
 __all__ = ["Isolation", "StorageSyncer"]
 

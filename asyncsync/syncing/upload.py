@@ -22,7 +22,7 @@ from ..events import Committed, Planned, Skipped, SourceChanged, ignore
 from ..manifest import DirectoryEntry, Entry, FileEntry, Header, Kind, Manifest, NestedEntry
 from ..names import NEXT, new_attempt, sort_key
 from ..patterns import TEMPORARY_NAMES, Selection
-from ..storage import Durability, Intent, NewFile, TreeStore, TreeWriter
+from ..storage import Durability, Intent, TreeStore, TreeWriter
 from ..storage.local import LocalTrees
 from ..transfer import (
     Arrived,
@@ -39,43 +39,15 @@ from ..transfer import (
     plan_transfer,
     unstable,
 )
-from .base import Receipt
+from .base import Receipt, SyncPlan
 from .decisions import may_replace, step_of
 from .requests import Request
 from .tools import Tools
 
-__all__ = ["SyncPlan", "Upload"]
+__all__ = ["Upload"]
 
 _ROUNDS = 10
 _PAUSE_S = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncPlan:
-    """What a sync would do: the answer to a dry run.
-
-    Attributes:
-        target: where to.
-        send: files that are not there, or other there (a file of the same size counts as other
-            until somebody has hashed both).
-        skip: files that are there already.
-        delete: paths that would disappear from the target.
-        left_out: names that cannot be part of a rolling tree, with the reason.
-    """
-
-    target: str
-    send: tuple[NewFile, ...]
-    skip: tuple[NewFile, ...]
-    delete: tuple[str, ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def send_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.send)
-
-    @property
-    def skip_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.skip)
 
 
 @dataclass
@@ -87,7 +59,7 @@ class _Found:
     scan: Scan
     plan: Plan
     nested: tuple[NestedEntry, ...]
-    entries: dict[str, FileEntry] = field(default_factory=dict)
+    entries: Mapping[str, FileEntry] = field(default_factory=dict)
     hashed: bool = False
 
     @property
@@ -393,7 +365,7 @@ class Upload:
             # An exchange of the whole directory would take the commits inside along.
             in_place=found.kind == "rolling" or bool(found.nested),
             writer=self._writer,
-            files=tuple(file.new for file in found.plan.send),
+            files=found.plan.send,
         )
         async with (
             remembering as self._journal,
@@ -402,6 +374,7 @@ class Upload:
             arrived = await self._journal.recall(writer, found.plan.send)
             rounds = await self._until_still(source, found, writer, found.plan.send, arrived)
             manifest, durability = await self._commit(source, found, writer, attempt)
+        found.entries = manifest.files
         if found.kind == "rolling":
             await self._remember(found)
         self._observe(
@@ -417,10 +390,12 @@ class Upload:
         self, source: Directory, found: _Found, writer: TreeWriter, attempt: str
     ) -> tuple[Manifest, Durability]:
         for again in reversed(range(_ROUNDS)):
-            manifest = self._manifest(found, attempt)
+            manifest = await self._threads.run(self._manifest, found, attempt)
+            found.entries = {}  # a million entries are listed once
             try:
                 return manifest, await writer.commit(manifest)
             except IntegrityError as exc:
+                found.entries = dict(manifest.files)
                 missing = tuple(found.scan.files[p] for p in exc.paths if p in found.scan.files)
                 if not missing or not again:
                     raise
@@ -453,7 +428,10 @@ class Upload:
                 send, source, writer, self._tally, arrived=arrived or {}, note=self._journal.note
             )
             arrived = None
-            found.entries.update(outcome.entries)
+            # There may be a million of them, and hardly ever some from before.
+            found.entries = (
+                {**found.entries, **outcome.entries} if found.entries else outcome.entries
+            )
             changed = await self._changed(source, found, set(outcome.moving))
             if not changed:
                 return attempt
@@ -474,7 +452,9 @@ class Upload:
         if found.kind == "rolling" and not moving:
             return set()
         before = found.scan
-        now = await source.scan(self._selection(found.kind), inside=found.inside)
+        now = await source.scan(
+            self._selection(found.kind), inside=found.inside, known=before.files
+        )
         if before.files and not now.files:
             raise self._unstable("vanished while they were read", before.files)
         if found.kind == "rolling":
@@ -485,9 +465,9 @@ class Upload:
                     before.files[path] = now.files[path]
             return moving
         found.scan = now
-        paths = before.files.keys() | now.files.keys()
-        changed = {p for p in paths if before.files.get(p) != now.files.get(p)}
-        return changed | moving
+        gone = {path for path in before.files if path not in now.files}
+        other = {path for path, file in now.files.items() if before.files.get(path) != file}
+        return gone | other | moving
 
     async def _remember(self, found: _Found) -> None:
         held = self._request.held
@@ -516,7 +496,8 @@ class Upload:
     def _receipt(
         self, manifest: Manifest, found: _Found, durability: Durability, rounds: int
     ) -> Receipt:
-        kept = set(manifest.files) - {file.path for file in found.plan.send}
+        sent = {file.path for file in found.plan.send}
+        kept = [entry.size_bytes for path, entry in manifest.files.items() if path not in sent]
         return Receipt(
             location=str(self._request.remote),
             identity=manifest.identity,
@@ -527,7 +508,7 @@ class Upload:
             sent_bytes=self._tally.moved_bytes - self._tally.resumed_bytes,
             resumed_bytes=self._tally.resumed_bytes,
             skipped_files=len(kept),
-            skipped_bytes=sum(manifest.files[path].size_bytes for path in kept),
+            skipped_bytes=sum(kept),
             deleted_files=len(found.plan.delete),
             left_out=tuple(found.scan.left_out),
             rounds=rounds,

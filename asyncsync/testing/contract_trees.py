@@ -121,15 +121,17 @@ class TreeStoreContract(ResumeContract):
         assert await load(store, "tree") == {"a": b"longer than before"}
         assert [file.path for file in await store.list_files("tree")] == ["a"]
 
-    async def test_half_a_big_file_can_be_discarded(self, store: TreeStore) -> None:
-        manifest = make_manifest({"big": b"small now"})
+    @pytest.mark.parametrize("now", [b"small now", BIG[: CHUNK_BYTES + 1]], ids=["one", "fewer"])
+    async def test_half_a_big_file_can_be_discarded(self, store: TreeStore, now: bytes) -> None:
+        manifest = make_manifest({"big": now})
         async with store.begin("tree", Intent(attempt=manifest.header.attempt)) as writer:
             await writer.write(NewFile("big", len(BIG)), 0, Block(BIG[:CHUNK_BYTES]))
+            await writer.write(NewFile("big", len(BIG)), 2 * CHUNK_BYTES, Block(b"tail"))
             await writer.discard("big")
-            await write(writer, {"big": b"small now"})
+            await write(writer, {"big": now})
             await writer.commit(manifest)
 
-        assert await load(store, "tree") == {"big": b"small now"}
+        assert await load(store, "tree") == {"big": now}
 
     async def test_a_commit_may_be_asked_for_twice(self, store: TreeStore) -> None:
         manifest = make_manifest(OLD)

@@ -15,7 +15,7 @@ from ..digest import CHUNK_BYTES, chunk_count, tree_digest
 from ..events import Moved, Observer
 from ..manifest import FileEntry
 from ..names import is_commit_file
-from ..storage import NewFile, Stored, TreeWriter
+from ..storage import File, NewFile, Stored, TreeWriter
 from ..units import KIB, MIB
 from .failures import one_error
 from .pieces import Moving, Piece
@@ -25,19 +25,6 @@ __all__ = ["Arrived", "Bounds", "Engine", "Note", "Outcome", "Source", "Tally"]
 _SMALL_BYTES = 256 * KIB
 _BATCH_FILES = 64
 _BATCH_BYTES = 4 * MIB
-
-
-class File(Protocol):
-    """What the engine needs to know of a file."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def mode(self) -> int: ...
-    @property
-    def mtime_ns(self) -> int: ...
 
 
 F_contra = TypeVar("F_contra", bound=File, contravariant=True)
@@ -257,12 +244,14 @@ class Engine:
                 else:
                     await self._small(batch, source, use, outcome)
 
+        before = len(outcome.entries) + len(outcome.moving)
         with one_error():
             await each_bounded(self._bounds.max_files, batches(files), act)
-        done = outcome.entries.keys() | set(outcome.moving)
-        if left := [file.path for file in files if file.path not in done]:
+        if len(outcome.entries) + len(outcome.moving) < before + len(files):
             # A task group takes a CancelledError from inside for the end of that task.
-            raise RuntimeError(f"a CancelledError was raised while {left[0]!r} was moved")
+            done = outcome.entries.keys() | set(outcome.moving)
+            left = next(file.path for file in files if file.path not in done)
+            raise RuntimeError(f"a CancelledError was raised while {left!r} was moved")
 
     async def _large(self, file: F, source: Source[F], use: _Use[F], outcome: Outcome) -> None:
         try:
@@ -358,7 +347,7 @@ def batches(files: Sequence[F]) -> Iterator[list[F]]:
     """Large files alone, the largest first; then small ones, many at a time. Pure."""
     batch: list[F] = []
     size = 0
-    for file in sorted(files, key=lambda f: -f.size_bytes):
+    for file in sorted(files, key=lambda f: f.size_bytes, reverse=True):
         if file.size_bytes > _SMALL_BYTES:
             yield [file]
             continue

@@ -22,7 +22,7 @@ from ..concurrency import Threads
 from ..digest import digest
 from ..storage import Stored, TreeWriter
 from .engine import Arrived
-from .pieces import SourceFile
+from .pieces import SourceFile, Stamp
 from .records import cache_directory, prune
 
 __all__ = ["Journal"]
@@ -30,8 +30,7 @@ __all__ = ["Journal"]
 _VERSION = 1
 _FRAME_BYTES = 8  # the length of what follows, and its CRC-32, four bytes each
 
-_Stamp = tuple[int, int, int, int, int, int]
-_Row = tuple[bytes, _Stamp, int, str, str]
+_Row = tuple[bytes, Stamp, int, str, str]
 _encode = msgspec.msgpack.encode
 _decode_rows = msgspec.msgpack.Decoder(list[_Row]).decode
 
@@ -48,7 +47,7 @@ _decode_head = msgspec.msgpack.Decoder(_Head).decode
 
 
 class _Noted(NamedTuple):
-    stamp: _Stamp
+    stamp: Stamp
     chunks: dict[int, Stored]
 
 
@@ -101,7 +100,7 @@ class Journal:
         return {
             file.path: Arrived(
                 {number: noted.chunks[number].digest for number in numbers},
-                current=noted.stamp == file[1:],
+                current=noted.stamp == file.stamp,
             )
             for (file, noted), numbers in zip(asked, found, strict=True)
             if numbers
@@ -158,7 +157,7 @@ class Journal:
             noted.chunks[number] = Stored(chunk, token)
 
     def _append(self, rows: Sequence[tuple[SourceFile, int, Stored]]) -> None:
-        flat = [(os.fsencode(file.path), file[1:], number, *one) for file, number, one in rows]
+        flat = [(os.fsencode(file.path), file.stamp, number, *one) for file, number, one in rows]
         with self._turn:
             try:
                 _write(self._fd, _frame(_encode(flat)))

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+import msgspec
+
 from ..digest import digest, zeros_digest
 from ..storage import Block, NewFile
 from ..storage.local import data_extents, read_at, zeros
 
-__all__ = ["Moving", "Piece", "SourceFile", "is_sparse", "read_piece"]
+__all__ = ["Moving", "Piece", "SourceFile", "Stamp", "is_sparse", "read_piece"]
 
 
-class SourceFile(NamedTuple):
-    """A file and everything that changes when it does."""
+Stamp = tuple[int, int, int, int, int, int]
+
+
+class SourceFile(msgspec.Struct, frozen=True, gc=False):
+    """A file and everything that changes when it does. A million of them are held at once."""
 
     path: str
     size_bytes: int
@@ -22,6 +27,18 @@ class SourceFile(NamedTuple):
     ctime_ns: int
     device: int
     inode: int
+
+    @property
+    def stamp(self) -> Stamp:
+        """What two versions of it differ in."""
+        return (
+            self.size_bytes,
+            self.mode,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.device,
+            self.inode,
+        )
 
     @property
     def new(self) -> NewFile:

@@ -12,14 +12,14 @@ import msgspec
 
 from ..digest import digest
 from ..manifest import FileEntry
-from .pieces import SourceFile
+from .pieces import SourceFile, Stamp
 
 __all__ = ["Records", "cache_directory", "prune"]
 
 _KEEP_S = 30 * 24 * 3600
 _DIGEST_BYTES = 64
 
-_Row = tuple[tuple[int, int, int, int, int, int], str, tuple[str, ...]]
+_Row = tuple[Stamp, str, tuple[str, ...]]
 _decode = msgspec.msgpack.Decoder(dict[bytes, _Row]).decode
 
 
@@ -38,7 +38,7 @@ class Records:
         found: dict[str, FileEntry] = {}
         for path, file in files.items():
             row = rows.get(os.fsencode(path))
-            if row is not None and row[0] == tuple(file[1:]):
+            if row is not None and row[0] == file.stamp:
                 found[path] = FileEntry(
                     path, file.size_bytes, row[1], file.mode, file.mtime_ns, row[2]
                 )
@@ -61,7 +61,7 @@ class Records:
     def save(self, known: Iterable[tuple[SourceFile, FileEntry]]) -> None:
         """Replace the record. Where the cache cannot be written there is none."""
         rows = {
-            os.fsencode(file.path): (tuple(file[1:]), entry.digest, entry.chunks)
+            os.fsencode(file.path): (file.stamp, entry.digest, entry.chunks)
             for file, entry in known
         }
         body = msgspec.msgpack.encode(rows)

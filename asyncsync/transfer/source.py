@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Collection, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import Literal
 
 from ..concurrency import Threads
@@ -30,12 +31,13 @@ from ..manifest import DirectoryEntry, Kind
 from ..names import MANIFEST, MAX_DEPTH, check_path, is_ours, sort_key
 from ..patterns import Selection
 from ..storage.local import open_beneath
-from .pieces import Moving, Piece, SourceFile, is_sparse, read_piece
+from .pieces import Moving, Piece, SourceFile, Stamp, is_sparse, read_piece
 
 __all__ = ["Directory", "Links", "Scan"]
 
 Links = Literal["refuse", "follow"]
 _BATCH = 2_000
+_NOTHING: Mapping[str, SourceFile] = MappingProxyType({})
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 _GRANULE_NS = 20_000_000  # kernels stamp files with a clock that ticks every 1 to 10 ms
@@ -113,12 +115,19 @@ class Directory:
             for fd in fds:
                 os.close(fd)
 
-    async def scan(self, selection: Selection, *, inside: Collection[str] = ()) -> Scan:
+    async def scan(
+        self,
+        selection: Selection,
+        *,
+        inside: Collection[str] = (),
+        known: Mapping[str, SourceFile] = _NOTHING,
+    ) -> Scan:
         """Walk the tree, one thread hop per batch of names.
 
         Args:
             inside: directories that are commits of their own where the tree goes: passed over,
                 unless they are commits here too.
+            known: what another walk saw: a file that is the same is the same object again.
 
         Raises:
             RefusedError: names or kinds of files that the tree may not hold; all are counted and
@@ -127,7 +136,7 @@ class Directory:
             SourceChangedError: another directory, or none, has the path by now.
         """
         scan, refused = Scan(), list[tuple[str, str]]()
-        walk = _Walk(self, selection, inside, scan, refused)
+        walk = _Walk(self, selection, inside, known, scan, refused)
         with closing(walk.entries(self._fd, "")) as entries, os_errors("source", self.path):
             while await self._threads.run(_drain, entries):
                 continue
@@ -183,7 +192,7 @@ class Directory:
         flags = os.O_RDONLY | os.O_NONBLOCK
         return open_beneath(self._fd, path, flags, follow=self.links == "follow")
 
-    def stamp(self, found: os.stat_result) -> tuple[int, int, int, int, int, int]:
+    def stamp(self, found: os.stat_result) -> Stamp:
         """What two versions of a file differ in, in the order of a SourceFile."""
         stamp = _stamp(found)
         return stamp if self.ctimes else (*stamp[:3], 0, *stamp[4:])
@@ -205,7 +214,7 @@ class Directory:
 
     def is_version(self, file: SourceFile, fd: int) -> bool:
         """Whether what is open is still what the walk saw, and nothing was added."""
-        return self.stamp(os.fstat(fd)) == file[1:]
+        return self.stamp(os.fstat(fd)) == file.stamp
 
     def _open(self, file: SourceFile) -> int:
         try:
@@ -238,14 +247,14 @@ class Directory:
             return piece
 
     def _acceptable(self, file: SourceFile, found: os.stat_result) -> bool:
-        if self.stamp(found) == file[1:]:
+        if self.stamp(found) == file.stamp:
             return True
         same = (found.st_dev, found.st_ino) == (file.device, file.inode)
         return self.kind == "rolling" and same and found.st_size >= file.size_bytes
 
     def _confirm(self, file: SourceFile, chunks: Sequence[str]) -> None:
         with self.opened(file) as (fd, found):
-            if self.stamp(found) == file[1:]:
+            if self.stamp(found) == file.stamp:
                 return
             for number, expected in enumerate(chunks):
                 start = number * CHUNK_BYTES
@@ -270,7 +279,7 @@ def _open_directory(place: str, path: str) -> int:
             raise
 
 
-def _stamp(found: os.stat_result) -> tuple[int, int, int, int, int, int]:
+def _stamp(found: os.stat_result) -> Stamp:
     mode = stat.S_IMODE(found.st_mode) & 0o777
     return (
         found.st_size,
@@ -295,11 +304,13 @@ class _Walk:
         tree: Directory,
         selection: Selection,
         inside: Collection[str],
+        known: Mapping[str, SourceFile],
         scan: Scan,
         refused: list[tuple[str, str]],
     ) -> None:
         self._tree, self._selection, self._inside = tree, selection, inside
-        self._scan, self._refused = scan, refused
+        self._known, self._scan, self._refused = known, scan, refused
+        self._numbers: dict[int, int] = {}  # devices and modes are the same few for all files
 
     def entries(self, directory: int, prefix: str) -> Generator[None, None, None]:
         """Walk below an open directory, yielding once per name so that the caller can pause."""
@@ -355,9 +366,25 @@ class _Walk:
             target = self._follow(path)
             found = target if target is not None else found
         if stat.S_ISREG(found.st_mode):
-            self._scan.files[path] = SourceFile(path, *self._tree.stamp(found))
+            file = self._seen(path, self._tree.stamp(found))
+            self._scan.files[file.path] = file
         else:
             self._cannot_keep(path, _kind_of(found.st_mode))
+
+    def _seen(self, path: str, stamp: Stamp) -> SourceFile:
+        known = self._known.get(path)
+        if known is not None and known.stamp == stamp:
+            return known
+        size_bytes, mode, mtime_ns, ctime_ns, device, inode = stamp
+        return SourceFile(
+            path,
+            size_bytes,
+            self._numbers.setdefault(mode, mode),
+            mtime_ns,
+            mtime_ns if ctime_ns == mtime_ns else ctime_ns,
+            self._numbers.setdefault(device, device),
+            inode,
+        )
 
     def _follow(self, path: str) -> os.stat_result | None:
         """What a link leads to, if that is in the tree."""

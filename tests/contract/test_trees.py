@@ -13,7 +13,7 @@ from asyncsync.errors import AsyncSyncError, NotCommittedError
 from asyncsync.manifest import Manifest, encode
 from asyncsync.names import MANIFEST, is_ours
 from asyncsync.storage.behaviours import Rate
-from asyncsync.storage.committed import CommittedTrees
+from asyncsync.storage.committed import CommittedTrees, place
 from asyncsync.storage.memory import MemoryObjects
 from asyncsync.storage.objects import Capabilities, Data
 from asyncsync.storage.retrying import Backoff
@@ -33,7 +33,7 @@ from asyncsync.storage.trees import (
 )
 from asyncsync.storage.wrappers import equip_objects, equip_trees
 from asyncsync.testing import FakeClock, TreeStoreContract
-from asyncsync.testing.values import make_manifest
+from asyncsync.testing.values import BIG, make_manifest
 
 
 class OverMemory(TreeStoreContract):
@@ -60,6 +60,15 @@ class OverMemory(TreeStoreContract):
 class TestCommitted(OverMemory):
     @pytest.fixture
     async def store(self, objects: MemoryObjects) -> TreeStore:
+        return CommittedTrees(objects, clock=FakeClock())
+
+
+class TestCommittedManifestInParts(OverMemory):
+    """As those of very many files are written."""
+
+    @pytest.fixture
+    async def store(self, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch) -> TreeStore:
+        monkeypatch.setattr(place, "_WHOLE_ENTRIES", 0)
         return CommittedTrees(objects, clock=FakeClock())
 
 
@@ -361,7 +370,7 @@ LIES: dict[type[Liar], tuple[str, dict[str, Any]]] = {
     ),
     CommitsWhatNeverArrived: ("test_a_file_that_never_arrived_is_not_committed", {}),
     AppendsPartsAsTheyCome: ("test_parts_come_in_any_order_and_at_once", {}),
-    ForgetsToDiscard: ("test_a_discarded_file_is_sent_anew", {}),
+    ForgetsToDiscard: ("test_half_a_big_file_can_be_discarded", {"now": BIG[: CHUNK_BYTES + 1]}),
     LeavesTemporaryFiles: (
         "test_leaving_without_a_commit_leaves_nothing",
         {"in_place": False, "end": "error"},

@@ -16,7 +16,7 @@ from asyncsync.errors import (
 )
 from asyncsync.names import MANIFEST
 from asyncsync.storage import ObjectStore
-from asyncsync.storage.committed import CommittedTrees, writer
+from asyncsync.storage.committed import CommittedTrees, place, writer
 from asyncsync.storage.memory import MemoryObjects
 from asyncsync.storage.objects import Capabilities
 from asyncsync.storage.retrying import Backoff
@@ -29,9 +29,13 @@ from .committed_scenarios import CHUNK, SCENARIOS, Act, check_whole, sync
 When = Literal["before", "after"]
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["whole", "parts"])
+def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files go in parts, and so do manifests, as those of very many files do."""
     monkeypatch.setattr(writer, "CHUNK_BYTES", CHUNK)
+    if request.param == "parts":
+        monkeypatch.setattr(place, "_WHOLE_ENTRIES", 0)
+        monkeypatch.setattr(place, "CHUNK_BYTES", 300)
 
 
 class Bench:

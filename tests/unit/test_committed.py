@@ -854,9 +854,18 @@ async def test_an_attempt_that_was_taken_over_ends_at_its_next_sign_of_life() ->
     assert await load(second, "tree") == {"a": b"second", "second": b"its own"}
 
 
-@pytest.mark.parametrize("conditions", [False, True])
-async def test_a_commit_that_came_in_between_is_seen(conditions: bool) -> None:
-    memory = MemoryObjects(Capabilities(create_only=conditions, if_match=conditions))
+@pytest.mark.parametrize("whole", [0, 100_000], ids=["parts", "whole"])
+@pytest.mark.parametrize(
+    ("puts", "uploads"),
+    [(False, False), (True, False), (True, True)],
+    ids=["no conditions", "for puts", "for all"],
+)
+async def test_a_commit_that_came_in_between_is_seen(
+    puts: bool, uploads: bool, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "_WHOLE_ENTRIES", whole)
+    knows = Capabilities(create_only=puts, if_match=puts, multipart_conditions=uploads)
+    memory = MemoryObjects(knows)
     there = make_manifest({"b": b"y"})
     async with trees(memory).begin("tree", intent()) as writer:
         await write(writer, {"a": b"x"})
@@ -866,6 +875,7 @@ async def test_a_commit_that_came_in_between_is_seen(conditions: bool) -> None:
             await writer.commit(make_manifest({"a": b"x"}))
 
     assert caught.value.winner == there.identity
+    assert [upload async for upload in memory.scan_uploads("")] == []
 
 
 # -- reading

@@ -102,3 +102,36 @@ async def test_an_upload_that_is_completed_late_is_written_over() -> None:
         await writer.commit(make_manifest({"big": new}))
 
     assert await load(store, "t") == {"big": new}
+
+
+async def test_what_was_discarded_is_in_doubt_no_more() -> None:
+    class Unheard(MemoryObjects):
+        deaf = True
+
+        async def complete_upload(
+            self, upload: Upload, parts: Sequence[Part], *, condition: Condition | None = None
+        ) -> ObjectInfo:
+            info = await super().complete_upload(upload, parts, condition=condition)
+            if self.deaf:
+                raise TransientError("no answer")
+            return info
+
+    objects = Unheard()
+    store, data = CommittedTrees(objects, clock=FakeClock()), b"1" * SIZE
+    pieces = [data[:CHUNK_BYTES], data[CHUNK_BYTES:]]
+    tokens: list[str] = []
+    with suppress(TransientError):
+        async with store.begin("t", _intent(BIG)) as writer:
+            for number, piece in enumerate(pieces):
+                tokens.append(await writer.write(BIG, number * CHUNK_BYTES, Block(piece)))
+            await writer.finish(BIG)
+    objects.deaf = False
+    stored = {n: Stored(digest(pieces[n]), token) for n, token in enumerate(tokens)}
+    async with store.begin("t", _intent(BIG)) as writer:
+        assert await writer.recall([(BIG, stored)]) == [frozenset({0, 1})]
+        await writer.discard("big")
+        await writer.write_many([(NewFile("big", 3), b"now")])
+        await objects.put("t/big", b"BAD")  # whatever is there: nobody has to look at it again
+        await writer.commit(make_manifest({"big": b"now"}))
+
+    assert (await store.read_manifest("t")).files["big"].digest == digest(b"now")

@@ -29,17 +29,17 @@ class Claims:
         self._place, self._lease, self._old, self._fresh = place, lease, old, fresh
         self.leftover = lease.record.ours - old
         self.foreign: set[str] = set()
-        self._claimed = set(self.leftover)
         self._wanted: set[str] = set()
         self._claiming = anyio.Lock()
 
     def knows(self, path: str) -> bool:
         """Whether it is clear whose a name is."""
-        return path in self._old or path in self._claimed or path in self.foreign
+        return self.is_ours(path) or path in self.foreign
 
     def is_ours(self, path: str) -> bool:
         """Whether this or an earlier attempt may have written there."""
-        return path in self._old or path in self._claimed
+        record = self._lease.record
+        return path in self._old or path in record.paths or path in record.listed
 
     def is_certain(self, path: str) -> bool:
         """Whether a manifest listed it: then it is ours, whoever wrote there last."""
@@ -56,8 +56,9 @@ class Claims:
             return
         self._wanted.update(new)
         async with self._claiming:  # whoever gets here first claims for all who wait
-            wanted = {path for path in self._wanted.union(new) if not self.knows(path)}
-            self._wanted.clear()
+            wanted, self._wanted = self._wanted, set()
+            wanted.update(new)
+            wanted.difference_update([path for path in wanted if self.knows(path)])
             if wanted:
                 await self._add_all(wanted)
 
@@ -70,15 +71,13 @@ class Claims:
 
         if not self._fresh:
             await each(wanted, look)
-        ours = wanted - foreign
-        if ours:
-            await self._lease.update(paths=self._lease.record.paths | ours)
-        self._claimed |= ours
+        wanted -= foreign
+        if wanted:
+            await self._lease.update(paths=self._lease.record.paths | wanted)
         self.foreign |= foreign
 
     async def give_up(self, path: str) -> None:
         """A name turned out to be somebody else's."""
-        self._claimed.discard(path)
         self.foreign.add(path)
         record = self._lease.record
         await self._lease.update(paths=record.paths - {path}, listed=record.listed - {path})

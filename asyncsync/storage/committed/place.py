@@ -16,9 +16,10 @@ from typing import NamedTuple, TypeVar, cast
 
 import anyio
 
-from ...concurrency import each
+from ...concurrency import each, quietly
 from ...digest import CHUNK_BYTES, digest
 from ...errors import (
+    ClashError,
     ConflictError,
     IntegrityError,
     NotFoundError,
@@ -30,14 +31,15 @@ from ...errors import (
 from ...manifest import MAX_MANIFEST_BYTES, FileEntry, Header, Manifest, decode, encode, read_header
 from ...names import MANIFEST, PARTS, check_path, is_ours
 from ...units import KIB, MIB
-from ..objects import Condition, ObjectInfo, ObjectStore
-from ..trees import NewFile
+from ..objects import Condition, Fetched, ObjectInfo, ObjectStore, Part
+from ..trees import File
 
-__all__ = ["Found", "Place", "conflict", "of_tree"]
+__all__ = ["Found", "Place", "clash", "conflict", "of_tree"]
 
 _RANGE_BYTES = 4 * MIB  # of a manifest, read at once
 _HEADER_BYTES = 64 * KIB
 _READS = 4  # of a manifest that is another one at every range
+_WHOLE_ENTRIES = 100_000  # the manifest of more is written in parts
 _THREAD_BYTES = 1 * MIB  # manifests above this are encoded and decoded in a thread
 
 T = TypeVar("T")
@@ -84,7 +86,7 @@ class Place:
         """A condition, where the store has them."""
         return Condition(absent=absent, tag=tag) if self.conditional else None
 
-    def check(self, files: Iterable[NewFile]) -> None:
+    def check(self, files: Iterable[File]) -> None:
         """Refuse what the store cannot hold. No I/O.
 
         Raises:
@@ -129,7 +131,7 @@ class Place:
         for _ in range(_READS):
             try:
                 first = await self.objects.get(self.manifest_key, 0, _RANGE_BYTES)
-                data = bytes(first.data) + await self._rest(first.info)
+                data = await self._whole(first)
             except NotFoundError:
                 return None
             except PreconditionError:  # replaced between two ranges
@@ -142,18 +144,18 @@ class Place:
             "rewrites it or changes tags (If-Match) on the way"
         )
 
-    async def _rest(self, info: ObjectInfo) -> bytes:
-        """The manifest behind its first range."""
+    async def _whole(self, first: Fetched) -> bytearray:
+        """The manifest, of which the first range is there."""
+        info, data = first.info, bytearray(first.data)
         if info.size_bytes > MAX_MANIFEST_BYTES:
             raise IntegrityError(
                 f"the manifest of {self.where} is refused: it has {info.size_bytes} bytes",
                 side="source",
             )
-        parts = [
-            (await self.objects.get(info.key, start, start + _RANGE_BYTES, tag=info.tag)).data
-            for start in range(_RANGE_BYTES, info.size_bytes, _RANGE_BYTES)
-        ]
-        return b"".join(parts)
+        for start in range(_RANGE_BYTES, info.size_bytes, _RANGE_BYTES):
+            end = start + _RANGE_BYTES
+            data += (await self.objects.get(info.key, start, end, tag=info.tag)).data
+        return data
 
     async def header(self) -> Header | None:
         """The header of the manifest that is there, with one request."""
@@ -166,8 +168,30 @@ class Place:
 
     async def put_manifest(self, manifest: Manifest, condition: Condition | None) -> None:
         """Write the manifest. PreconditionError as for any put."""
+        works = self.objects.capabilities.multipart_conditions
+        if len(manifest.entries) > _WHOLE_ENTRIES and (works or condition is None):
+            await self._put_in_parts(manifest, condition)
+            return
         data = await _offload(len(manifest.entries) * KIB, _encode, manifest)
         await self.objects.put(self.manifest_key, data, condition=condition)
+
+    async def _put_in_parts(self, manifest: Manifest, condition: Condition | None) -> None:
+        """Write a manifest whose text is never there as a whole: it would be 150 MB of a million
+        files. No reader sees it before its upload is completed."""
+        pieces, parts = _pieces(manifest), list[Part]()
+        upload = await self.objects.create_upload(self.manifest_key)
+        try:
+            while piece := await anyio.to_thread.run_sync(next, pieces, b""):
+                parts.append(await self.objects.put_part(upload, len(parts) + 1, piece))
+            await self.objects.complete_upload(upload, parts, condition=condition)
+        except NotFoundError as exc:
+            raise TransientError(
+                f"{self.where}: the store has lost the manifest on its way, or has it and its "
+                "answer got lost; try again"
+            ) from exc
+        except BaseException:
+            await quietly(lambda: self.objects.abort_upload(upload))
+            raise
 
     # -- the files
 
@@ -211,9 +235,13 @@ class Place:
         await each(sorted(paths), lambda path: self.objects.delete(self.key(path)))
 
     async def abort_uploads(self, ours: Callable[[str], bool]) -> None:
-        """Abort the unfinished uploads of the paths for which `ours` holds."""
+        """Abort the unfinished uploads of the paths for which `ours` holds, and of manifests.
+
+        Whoever holds the record is the only one who may upload a manifest.
+        """
         found = [u async for u in self.objects.scan_uploads(self.prefix)]
-        mine = [u for u in found if ours(u.key[len(self.prefix) :])]
+        paths = [(u, u.key[len(self.prefix) :]) for u in found]
+        mine = [u for u, path in paths if path == MANIFEST or ours(path)]
         await each(mine, self.objects.abort_upload)
 
     async def differing(self, entries: Sequence[FileEntry]) -> list[str]:
@@ -236,6 +264,16 @@ class Place:
             if await _offload(len(data), digest, data) != entry.chunk_digest(number):
                 return False
         return True
+
+
+def clash(place: Place, path: str) -> ClashError:
+    """The error for a file that is not ours under a name that we want."""
+    return ClashError(
+        f"{place.where} holds a file that asyncsync did not write: {quote(path)}; move it away or "
+        "choose another target",
+        side="target",
+        paths=[path],
+    )
 
 
 def conflict(place: Place, there: Found | None) -> ConflictError:
@@ -265,12 +303,24 @@ def _is_utf8(raw: bytes) -> bool:
     return True
 
 
-def _decode(data: bytes) -> Manifest:
+def _decode(data: bytearray) -> Manifest:
     return decode(io.BytesIO(data))
 
 
 def _encode(manifest: Manifest) -> bytes:
     return b"".join(encode(manifest))
+
+
+def _pieces(manifest: Manifest) -> Iterator[bytearray]:
+    """The text of a manifest, in pieces of the size of a part."""
+    piece = bytearray()
+    for line in encode(manifest):
+        piece += line
+        if len(piece) >= CHUNK_BYTES:
+            yield piece
+            piece = bytearray()
+    if piece:
+        yield piece
 
 
 async def _offload(size_bytes: int, function: Callable[..., T], *args: object) -> T:

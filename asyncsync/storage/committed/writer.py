@@ -17,26 +17,25 @@ and this is what readers meet in that window:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from ...concurrency import each
 from ...digest import CHUNK_BYTES
 from ...errors import (
     AsyncSyncError,
-    ClashError,
     IntegrityError,
     NotFoundError,
     PreconditionError,
     TransientError,
-    quote,
     quote_some,
 )
 from ...manifest import Manifest
 from ...names import is_commit_file
 from ..objects import Condition, Data, Upload
-from ..trees import Block, Durability, Intent, NewFile, Stored
-from .arriving import Arriving
+from ..trees import Block, Durability, File, Intent, NewFile, Stored
+from .arriving import Arriving, object_token
 from .claims import Claims
-from .place import Found, Place, conflict
+from .place import Found, Place, clash, conflict
 from .recalled import Recalled
 from .record import Lease
 from .stale import gone, in_the_way
@@ -71,7 +70,7 @@ class CommittedWriter:
         self._claims = Claims(place, lease, old=self._old_paths, fresh=fresh)
         self._leftover = self._claims.leftover
         self._absent: set[str] = set()  # of what was left, when it was recalled
-        self._sent: set[str] = set()
+        self._sent: dict[str, int] = {}  # written whole at once: the bytes of each, or -1: perhaps
         self._files: dict[str, Arriving] = {}
         self._doubtful: dict[str, Upload | None] = {}  # with the upload that is not to be found
         self._publishing: Manifest | None = None
@@ -115,11 +114,14 @@ class CommittedWriter:
         return [tokens[file.path] for file, _ in files]
 
     async def discard(self, path: str) -> None:
+        if path in self._sent:
+            self._sent[path] = -1
+        self._doubtful.pop(path, None)
         file = self._files.pop(path, None)
         if file is not None and file.upload is not None:
             await self._place.objects.abort_upload(file.upload)
 
-    async def announce(self, files: Iterable[NewFile]) -> None:
+    async def announce(self, files: Iterable[File]) -> None:
         """Claim at once what is going to be written."""
         await self._claims.add([file.path for file in files])
 
@@ -134,20 +136,22 @@ class CommittedWriter:
         if not self._claims.knows(file.path):
             self._place.check([file])
             await self._claims.add([file.path])
+        foreign = file.path in self._claims.foreign
+        if self._old is None and file.size_bytes <= CHUNK_BYTES and not foreign:
+            tag = await self._put(file.path, data)
+            self._sent[file.path] = len(data)
+            self._files.pop(file.path, None)  # an upload of it that was lost
+            return object_token(tag) if tag else ""
         state = self._files.setdefault(file.path, Arriving(file))
         number = offset // CHUNK_BYTES + 1
-        in_parts = file.size_bytes > (CHUNK_BYTES if self._old is None else 0)
-        if file.path in self._claims.foreign:
+        if foreign:
             await self._compare(file, offset, data)
             state.sizes[number] = len(data)
-        elif in_parts:
+        elif file.size_bytes:
             self._uploading.add(file.path)
             await state.put_part(self._place.objects, self._place.key(file.path), number, data)
         else:
-            if self._old is None:
-                state.tag = await self._put(file.path, data)
-                state.published = True
-            state.sizes[number] = len(data)
+            state.sizes[number] = 0
         return state.token(number)
 
     async def _compare(self, file: NewFile, offset: int, data: Data) -> None:
@@ -157,15 +161,7 @@ class CommittedWriter:
         end += end == file.size_bytes
         found = await self._place.objects.get(self._place.key(file.path), offset, end)
         if found.data != data:
-            raise self._clash(file.path)
-
-    def _clash(self, path: str) -> ClashError:
-        return ClashError(
-            f"{self._place.where} holds a file that asyncsync did not write: {quote(path)}; move "
-            "it away or choose another target",
-            side="target",
-            paths=[path],
-        )
+            raise clash(self._place, file.path)
 
     # -- publishing single files
 
@@ -189,9 +185,9 @@ class CommittedWriter:
     async def _beaten(self, path: str) -> AsyncSyncError:
         """Why a conditional write of ours was refused."""
         await self.lease.check()
-        self._sent.discard(path)
+        self._sent.pop(path, None)
         await self._claims.give_up(path)
-        return self._clash(path)
+        return clash(self._place, path)
 
     async def _publish_file(self, state: Arriving) -> None:
         """Make a file that has arrived whole visible under its name. Again: no effect."""
@@ -239,7 +235,7 @@ class CommittedWriter:
         """
         left = path in self._leftover and path not in self._absent
         may_be_there = path in self._old_paths or left or path in self._sent
-        self._sent.add(path)
+        self._sent[path] = -1
         if not may_be_there:
             return self._place.condition(absent=True)
         there = await self._place.head(path)
@@ -270,6 +266,8 @@ class CommittedWriter:
             state, kept = self._files.get(path), old.get(path)
             if state is not None:
                 there = state.whole and state.new.size_bytes == entry.size_bytes
+            elif path in self._sent:
+                there = self._sent[path] == entry.size_bytes
             else:
                 there = kept is not None and kept.digest == entry.digest
             if not there:
@@ -309,8 +307,8 @@ class CommittedWriter:
         """Everything up to the moment the commit is visible. Again: goes on where it was."""
         if self._visible:
             return
-        stale = self._sent | self._leftover
-        stale -= await self._claims.others(stale - manifest.files.keys())
+        stale = {p for p in chain(self._sent, self._leftover) if p not in manifest.files}
+        stale -= await self._claims.others(stale)
         if self._old is not None and not self._intent.in_place:
             await self._delete_manifest(self._old)
             stale |= self._old_paths
@@ -432,8 +430,8 @@ class CommittedWriter:
         if keep or self._announced or (manifest is not None and self._old is not None):
             await self.lease.update(released=True)
             return
-        kept = await self._claims.others(self._leftover - self._sent)
-        await self._place.delete((self._sent | self._leftover) - kept - await self._listed())
+        kept = await self._claims.others(self._leftover - self._sent.keys())
+        await self._place.delete((self._sent.keys() | self._leftover) - kept - await self._listed())
         if self.lease.record.overwritten:
             await self.lease.update(paths=(), released=True)
         else:

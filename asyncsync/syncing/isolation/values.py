@@ -13,9 +13,8 @@ from ... import errors
 from ...errors import AsyncSyncError, TransferError
 from ...events import Event
 from ...storage import Deleted
-from ..base import Receipt
+from ..base import Receipt, SyncPlan
 from ..commits import Commit, ProbeReport, VerifyReport
-from ..upload import SyncPlan
 
 __all__ = ["METHODS", "STREAMS", "error_of", "error_value", "event_of", "event_value", "result_of"]
 
