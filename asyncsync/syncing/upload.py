@@ -496,8 +496,10 @@ class Upload:
     def _receipt(
         self, manifest: Manifest, found: _Found, durability: Durability, rounds: int
     ) -> Receipt:
-        sent = {file.path for file in found.plan.send}
-        kept = [entry.size_bytes for path, entry in manifest.files.items() if path not in sent]
+        kept: list[int] = []
+        if len(found.plan.send) < manifest.header.files:  # else a table of a million is not needed
+            sent = {file.path for file in found.plan.send}
+            kept += [file.size_bytes for path, file in manifest.files.items() if path not in sent]
         return Receipt(
             location=str(self._request.remote),
             identity=manifest.identity,

@@ -105,7 +105,7 @@ def alternate(
 
 
 def run(
-    command: Sequence[str], environ: Mapping[str, str], *, folder: Path, timeout_s: float = 600
+    command: Sequence[str], environ: Mapping[str, str], *, folder: Path, timeout_s: float = 1800
 ) -> Sample:
     """Run a program in a session of its own to its end.
 
