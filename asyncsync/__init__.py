@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         TransientError,
     )
     from .oneshot import commits, delete, follow, latest, restore, sync_down, sync_up, verify
+    from .scheduling import DrainError, DrainReport, SyncScheduler, Ticket
     from .syncing import (
         AsyncSyncer,
         CommandSyncer,
@@ -55,6 +56,8 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "DeadlineError",
+    "DrainError",
+    "DrainReport",
     "IntegrityError",
     "NoSpaceError",
     "NotCommittedError",
@@ -66,6 +69,8 @@ __all__ = [
     "SourceChangedError",
     "StorageSyncer",
     "SyncConfig",
+    "SyncScheduler",
+    "Ticket",
     "TransferError",
     "TransientError",
     "VerifyReport",
@@ -80,16 +85,22 @@ __all__ = [
     "verify",
 ]
 
+_SCHEDULING = {"DrainError", "DrainReport", "SyncScheduler", "Ticket"}
 _FUNCTIONS = {"commits", "delete", "follow", "latest", "restore", "sync_down", "sync_up", "verify"}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'asyncsync' has no attribute {name!r}")
-    home = "errors" if name.endswith("Error") else "oneshot" if name in _FUNCTIONS else "syncing"
-    value = getattr(import_module(f".{home}", __name__), name)
+    value = getattr(import_module(f".{_home(name)}", __name__), name)
     globals()[name] = value
     return value
+
+
+def _home(name: str) -> str:
+    if name in _SCHEDULING:
+        return "scheduling"
+    return "errors" if name.endswith("Error") else "oneshot" if name in _FUNCTIONS else "syncing"
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,8 @@
 from .base import AsyncSyncer, Path, Receipt, SyncPlan
 from .command import CommandSyncer
 from .commits import Commit, ProbeReport, VerifyReport
+from .program import within
+from .requests import local_path
 from .saved import Saved
 from .settings import SyncConfig
 from .storage_syncer import Isolation, StorageSyncer
@@ -20,4 +22,6 @@ __all__ = [
     "SyncConfig",
     "SyncPlan",
     "VerifyReport",
+    "local_path",
+    "within",
 ]

@@ -27,7 +27,7 @@ class SyncConfig:
         syncer: `"auto"`, an `AsyncSyncer` (with an `upload_dir` only), or None: nothing is synced,
             because every node sees the same directory.
         sync_period: seconds that lie at least between two syncs of one directory.
-        sync_timeout: seconds that one sync may take. An `AsyncSyncer` given here keeps its own.
+        sync_timeout: seconds that one sync may take. A syncer may have a limit of its own, too.
         sync_artifacts: whether what a trial writes beside its checkpoints is synced too.
         sync_on_checkpoint: whether every checkpoint is synced at once to the head, however short
             ago the last sync was. Without effect with an `upload_dir`.

@@ -120,6 +120,7 @@ class Snapshots:
         *,
         links: Links = "refuse",
         link: bool = False,
+        mark: str = "",
     ) -> AsyncIterator[Held | None]:
         """Hold the tree at `path` still for the length of the block; on entry it may change.
 
@@ -131,6 +132,8 @@ class Snapshots:
         Args:
             choose: says of the tree ("") and each commit inside (its path) what to hold.
             link: second names for the files will do: nobody rewrites one in place.
+            mark: what is taken under the same mark is in the same place, unless that is in use: so
+                a sync of it can be gone on with.
 
         Raises:
             RefusedError: a name or kind of file that the tree may not hold.
@@ -139,7 +142,7 @@ class Snapshots:
         """
         async with AsyncExitStack() as stack:
             try:
-                held = await self._take(stack, _Taking(path, choose, links, link))
+                held = await self._take(stack, _Taking(path, choose, links, link, mark))
             except AsyncSyncError:
                 raise
             except OSError:  # the snapshot's: those of the tree itself come as ours
@@ -156,7 +159,7 @@ class Snapshots:
         if size > room.bound_bytes:
             return None
         await stack.enter_async_context(room.budget.borrow(size))
-        holder = await stack.enter_async_context(self._holder(taking.path))
+        holder = await stack.enter_async_context(self._holder(taking.path, taking.mark))
         held = {tree.prefix: await self._hold(tree, taking, holder) for tree in trees}
         way = weakest({one.way for one in held.values()})
         for tree in reversed(trees):  # those inside before what they are inside of
@@ -194,10 +197,10 @@ class Snapshots:
         return _Look(scan, scan.files | ({MANIFEST: own} if own else {}))
 
     @asynccontextmanager
-    async def _holder(self, path: str) -> AsyncIterator[Holder]:
+    async def _holder(self, path: str, mark: str) -> AsyncIterator[Holder]:
         made: list[Holder] = []
         try:
-            await self._threads.run(lambda: made.append(Holder(path)))
+            await self._threads.run(lambda: made.append(Holder(path, mark)))
             yield made[0]
         finally:
             with anyio.CancelScope(shield=True):
@@ -263,6 +266,7 @@ class _Taking:
     choose: Callable[[str], Awaitable[Chosen]]
     links: Links
     link: bool
+    mark: str
 
     @asynccontextmanager
     async def open(self, path: str, chosen: Chosen, threads: Threads) -> AsyncIterator[Directory]:

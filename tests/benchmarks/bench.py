@@ -94,9 +94,9 @@ class Bench:
             target = (self._disk if case.to_disk else self._folder) / "target"
             shutil.rmtree(target, ignore_errors=True)
             stack.callback(shutil.rmtree, target, ignore_errors=True)
-            if case.tool == "rsync":
+            if not case.server:
                 job = Job(action=case.action, local=str(source), url=str(target), bucket="")
-                return self._run(case, job, tree, target)
+                return self._run(case, job, tree, target if case.tool == "rsync" else None)
             server = self._servers[case.server]
             if case.action == "up":
                 bucket = server.bucket()

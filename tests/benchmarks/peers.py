@@ -75,6 +75,7 @@ CLIENTS = {  # name -> what it has to find installed
     "obstore": "obstore",
     "aiobotocore": "aiobotocore",
     "s3fs": "s3fs",
+    "scheduler": "asyncsync",
 }
 _PROGRAMS = {"asyncsync command": "asyncsync", "awscli": "aws"}
 

@@ -209,6 +209,20 @@ ROWS = (
     _memory("stalled", "a sink that stalls", _ours("up", "large", stalls_after=64 * MIB)),
     _memory("million", "1,000,000 x 1 KiB up", _ours("up", "1e6"), files=10**6),
     Row(
+        name="scheduler",
+        title="10,000 trials that report once a second",
+        cases={"scheduler": Case(tool="scheduler", action="schedule", tree="1e3", server="")},
+        limits=(
+            Limit(case="scheduler", metric="cpu_ratio", bound=0.10),
+            Limit(case="scheduler", metric="pss_bytes", bound=200 * MIB),
+            Limit(case="scheduler", metric="decision_s", bound=5e-6),
+            Limit(case="scheduler", metric="report_p99_s", bound=50e-6),
+        ),
+        note="The syncer costs nothing. Period 300 s; each trial has been synced once before the "
+        "clock of CPU and reports starts.",
+        max_repeat=3,
+    ),
+    Row(
         name="files",
         title="CPU seconds per file: 1,000, 10,000 and 100,000 x 1 KiB up",
         cases={tree: _ours("up", tree) for tree in _TREES},

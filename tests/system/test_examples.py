@@ -36,6 +36,20 @@ def test_checkpoints_are_saved_from_a_training_loop(tmp_path: Path) -> None:
     assert said.endswith(f"newest: {tmp_path / 'store' / 'step_000030'}\n")
 
 
+def test_a_training_loop_waits_for_no_upload_and_loses_none(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    said = run("async_training_loop.py", str(store))
+
+    assert said == f"2 durable, 0 lost\nnewest: {store / 'trial' / 'checkpoint_000030'}\n"
+    assert len((store / "trial" / "metrics.jsonl").read_text().splitlines()) == 30
+
+
+def test_two_hundred_trials_share_one_scheduler(tmp_path: Path) -> None:
+    said = run("orchestrator.py", str(tmp_path / "store"))
+
+    assert said == "200 trials, 20 failed: 200 directories, 180 checkpoints durable\n"
+
+
 @pytest.mark.slow
 def test_five_lines_replace_aws_s3_sync(moto: Server) -> None:
     store = f"s3://{moto.bucket()}/run"

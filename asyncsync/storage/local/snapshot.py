@@ -51,19 +51,22 @@ class Holder:
 
     Args:
         directory: absolute path of the tree; links in it are followed.
+        mark: 32 hexadecimal digits that make its name the same each time; "": any.
 
     Raises:
         BusyError: somebody who sweeps took the new holder for abandoned.
         OSError: there can be no sibling on the same file system.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, mark: str = "") -> None:
         real = os.path.realpath(directory)
         above, name = os.path.split(real)
         self._parent = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _check_sibling(self._parent, real)
-            holder = holder_name(name, "snap", new_attempt())
+            holder = holder_name(name, "snap", mark or new_attempt())
+            if mark and os.path.lexists(os.path.join(above, holder)):  # somebody alive has it
+                holder = holder_name(name, "snap", new_attempt())
             self._stage = Stage(self._parent, holder, quote(directory))
         except BaseException:
             os.close(self._parent)

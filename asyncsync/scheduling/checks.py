@@ -1,0 +1,42 @@
+"""What a scheduler refuses, and how it puts several errors into one."""
+
+from __future__ import annotations
+
+from math import inf
+
+from ..errors import AsyncSyncError, ConfigError, TransferError, TransientError, quote
+from ..syncing import AsyncSyncer, SyncConfig
+
+__all__ = ["check_name", "check_number", "check_syncer", "raise_all"]
+
+
+def check_syncer(syncer: AsyncSyncer | None, config: SyncConfig) -> None:
+    """Refuse a syncer that contradicts the configuration."""
+    if syncer is None:
+        return
+    if config.syncer is None:
+        raise ConfigError("a syncer is given, and the configuration says that there is none")
+    if config.syncer not in ("auto", syncer):
+        raise ConfigError("a syncer is given, and the configuration names another; leave one out")
+
+
+def check_name(trial: str) -> None:
+    """Refuse what is no name of a directory."""
+    if trial in ("", ".", "..") or "/" in trial or not trial.isprintable():
+        raise ConfigError(f"trial {quote(trial) or repr(trial)} cannot be the name of a directory")
+
+
+def check_number(name: str, value: float | None) -> None:
+    """Refuse what is no count and no time."""
+    if value is not None and not 0 <= value < inf:
+        raise ConfigError(f"{name} is a number of at least 0, not {value!r}")
+
+
+def raise_all(trial: str, errors: list[Exception]) -> None:
+    """Raise the error of a trial, or one for all of them."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        ours = [e if isinstance(e, AsyncSyncError) else TransientError(repr(e)) for e in errors]
+        what = f"{len(errors)} syncs of trial {quote(trial)} failed; the first: {errors[0]}"
+        raise TransferError(what, failures=ours)

@@ -1,0 +1,409 @@
+"""Does what the book says: starts syncs, notes how they end, and tells who waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from math import inf
+
+import anyio
+import anyio.abc
+
+from ..clock import Clock
+from ..concurrency import settled
+from ..errors import AsyncSyncError, ConfigError, TransientError, quote
+from ..syncing import Receipt, within
+from ..transfer import Held
+from . import reasons
+from .book import Book, Job
+from .due import Decision, is_transient
+from .ledger import Ledger
+from .running import Attempt
+from .ticket import Ticket
+from .values import (
+    Blocked,
+    Dropped,
+    Durable,
+    Failed,
+    Notice,
+    Same,
+    Started,
+    Synced,
+    Watcher,
+    text_of,
+)
+
+__all__ = ["Runner"]
+
+Take = Callable[[], AbstractAsyncContextManager[Held | None]]
+
+_ATTEMPTS = 3
+_CLOSE_S = 60.0
+
+
+class _Hold:
+    """A checkpoint whose snapshot is being made, or held.
+
+    Attributes:
+        over: its sync needs it no more.
+        asked: the book has the job.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket, self.scope = ticket, anyio.CancelScope()
+        self.over, self.asked = anyio.Event(), False
+
+
+class Runner:
+    """The task of a scheduler, and all tasks below it.
+
+    Args:
+        call: does a job.
+        timeout_s: that one attempt may take.
+        observe: hears of everything.
+
+    Attributes:
+        observer_error: what `observe` raised; it is not called after that.
+        closed: nothing starts any more.
+        failure: of our own, which ended it.
+    """
+
+    def __init__(
+        self,
+        book: Book,
+        ledger: Ledger,
+        call: Callable[[Job], Awaitable[Receipt | None]],
+        timeout_s: float,
+        clock: Clock,
+        observe: Watcher | None,
+    ) -> None:
+        self._book, self._ledger, self._call = book, ledger, call
+        self._timeout_s, self._clock, self._observe = timeout_s, clock, observe
+        self.observer_error: BaseException | None = None
+        self.closed = True
+        self.failure: BaseException | None = None
+        self._attempts: dict[Job, Attempt] = {}
+        self._stopped: dict[Job, str] = {}  # attempts that did not stop by themselves, and why
+        self._tickets: dict[Job, Ticket] = {}
+        self._trials: dict[str, set[Ticket]] = {}
+        self._holds: dict[Job, _Hold] = {}
+        self._woken, self._changed = anyio.Event(), anyio.Event()
+        self._group: anyio.abc.TaskGroup
+        self._supervisor: asyncio.Task[None] | None = None
+
+    # -- life
+
+    async def open(self) -> None:
+        """Begin to start what is due.
+
+        Raises:
+            ConfigError: it has been opened before.
+        """
+        if self._supervisor is not None:
+            raise ConfigError("this SyncScheduler has been entered before; make a new one")
+        ready = anyio.Event()
+        self._supervisor = asyncio.create_task(self._supervise(ready))
+        self._supervisor.add_done_callback(self._died)
+        self.closed = False
+        try:
+            await ready.wait()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Start nothing more, stop what runs, and wait until it has ended or is stuck."""
+        self.closed = True
+        if self._supervisor is not None and not self._supervisor.done():
+            self.give_up(reasons.left)
+            self._supervisor.cancel()
+            await settled(self._supervisor, _CLOSE_S)  # attempts have their grace, by its clock
+
+    async def _supervise(self, ready: anyio.Event) -> None:
+        """Start what is due, now and whenever something has happened."""
+        async with anyio.create_task_group() as self._group:
+            ready.set()
+            while True:
+                self._woken = anyio.Event()
+                now = self._clock.monotonic()
+                for job in self._book.starts(now):
+                    self._attempts[job] = self._attempt(job)  # from here on it can be stopped
+                    self._group.start_soon(self._run, job)
+                at = self._book.next_at()
+                if at is None:
+                    await self._woken.wait()
+                else:
+                    await within(self._clock, at - now, self._woken.wait)
+
+    def wake(self) -> None:
+        """Something has happened."""
+        self._woken.set()
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    def _died(self, supervisor: asyncio.Task[None]) -> None:
+        """Nobody waits for ever for what nobody does any more."""
+        self.closed = True
+        self.failure = None if supervisor.cancelled() else supervisor.exception()
+        left = TransientError("not done, because the scheduler has ended; the next start goes on")
+        left.__cause__ = self.failure
+        for ticket in set(self._tickets.values()).union(*self._trials.values()):
+            ticket._end(None, left)
+        self._tickets.clear()
+        self._trials.clear()
+        self._attempts.clear()
+        self.wake()
+
+    def raise_failure(self) -> None:
+        """TransientError if it has ended by an error of its own."""
+        if self.failure is not None:
+            raise TransientError(
+                f"the scheduler has ended by {self.failure!r}; open a new one: what was not "
+                "durable goes on there"
+            ) from self.failure
+
+    # -- asking
+
+    def ask(self, job: Job, ticket: Ticket | None = None) -> Ticket:
+        """Take in a job that somebody waits for."""
+        ticket = ticket or Ticket(f"{quote(job.source)} to {quote(job.target)}")
+        self._tickets[job] = ticket
+        self._trials.setdefault(job.trial, set()).add(ticket)
+        decision, displaced = self._book.ask(job, self._clock.monotonic())
+        if decision is Decision.DROP:
+            error = reasons.skipped(job)
+            if job.tree is None:
+                self._ledger.failed(job, error)
+            self._settle(job, None, error)
+            self._tell(Dropped(trial=job.trial, target=job.target))
+        if displaced is not None:
+            self._stop_attempt(displaced, "displaced", reasons.superseded(displaced))
+        self.wake()
+        return ticket
+
+    async def save(self, job: Job, ticket: Ticket, take: Take) -> None:
+        """Ask for a job from a snapshot that `take` makes; returns when its source may change.
+
+        Cancelled, the job is revoked.
+        """
+        hold = self._holds[job] = _Hold(ticket)
+        self._trials.setdefault(job.trial, set()).add(ticket)
+        self._group.start_soon(self._hold, job, hold, take)
+        try:
+            await ticket._freed()
+        except BaseException:
+            hold.scope.cancel()
+            raise
+
+    async def _hold(self, job: Job, hold: _Hold, take: Take) -> None:
+        """Keep a snapshot for as long as its sync needs it."""
+        error: Exception = reasons.left(job)
+        try:
+            with hold.scope:
+                async with take() as held:
+                    hold.asked = True
+                    if held is not None:
+                        job.source = held.path
+                        job.size_bytes = sum(f.size_bytes for f in held.originals.values())
+                    self.ask(job, hold.ticket)
+                    if held is not None:
+                        self._release(job.joined)  # nobody reads what is older any more
+                        hold.ticket._let_go()
+                    try:
+                        await hold.over.wait()
+                    except BaseException:
+                        self._revoke(job)
+                        with anyio.CancelScope(shield=True):
+                            await hold.over.wait()  # nobody reads the snapshot any more
+                        raise
+        except Exception as exc:  # noqa: BLE001 - whoever asked for it hears of it
+            error = exc
+        finally:
+            self._holds.pop(job, None)
+            if job not in self._tickets:  # else another has taken its place, and settles it
+                hold.ticket._end(None, error)
+                self._forget(job, hold.ticket)
+            self.wake()
+
+    def _release(self, jobs: Sequence[Job]) -> None:
+        """The snapshots of these are needed no more, unless one is being read."""
+        for job in jobs:
+            if job not in self._attempts and (hold := self._holds.get(job)) is not None:
+                hold.over.set()
+
+    def _revoke(self, job: Job) -> None:
+        """Whoever asked for it has gone: it is not missed."""
+        if job in self._attempts:
+            self._stop_attempt(job, "revoked", reasons.left(job))
+        else:
+            self._book.revoke(job, self._clock.monotonic())
+            self._settle(job, None, reasons.left(job))
+            self.wake()
+
+    def _stop_attempt(self, job: Job, why: str, error: AsyncSyncError) -> None:
+        if attempt := self._attempts.get(job):
+            self._stopped[job] = why
+            attempt.stop(error)
+
+    # -- waiting, and giving up
+
+    async def wait_for(self, trial: str) -> None:
+        """Wait until everything that was asked for a trial has ended.
+
+        What stands behind a syncer that does not end has failed.
+        """
+        while self._trials.get(trial):
+            held_up = [job for job in self._book.held_up() if job.trial == trial]
+            if held_up:
+                self.withdraw(held_up, reasons.held_up)
+            else:
+                await self._changed.wait()
+
+    async def idle(self) -> None:
+        """Wait until all that is on its way now has ended, or stands behind a stuck syncer."""
+        pending = {*self._tickets, *self._attempts, *self._holds}
+        while not self.closed:
+            pending &= {*self._tickets, *self._attempts, *self._holds}
+            held_up = {one for job in self._book.held_up() for one in job.with_joined()}
+            if pending <= held_up:
+                return
+            await self._changed.wait()
+
+    def give_up(self, why: Callable[[Job], AsyncSyncError]) -> None:
+        """Start nothing that waits, and stop what runs."""
+        for job, hold in list(self._holds.items()):
+            if not hold.asked:
+                self._ledger.failed(job, why(job))
+                hold.ticket._end(None, why(job))
+                hold.scope.cancel()
+        self.withdraw(self._book.waiting(), why)
+        for job in self._book.running():
+            self._stop_attempt(job, "given up", why(job))
+
+    def withdraw(self, jobs: Sequence[Job], why: Callable[[Job], AsyncSyncError]) -> None:
+        """These shall not start any more, and are lost for that reason."""
+        self._book.withdraw(jobs, self._clock.monotonic())
+        for job in jobs:
+            self._fail(job, why(job))
+        self.wake()
+
+    # -- one sync
+
+    def _attempt(self, job: Job) -> Attempt:
+        return Attempt(
+            lambda: self._call(job),
+            f"{quote(job.source)} to {quote(job.target)}",
+            self._clock,
+            lambda: self._unstuck(job),
+        )
+
+    async def _run(self, job: Job) -> None:
+        attempt = self._attempts[job]
+        iteration = job.tree.iterations if job.tree is not None else None
+        queued_s, urgency = job.started_at - job.asked_at, job.urgency.name.lower()
+        self._tell(Started(trial=job.trial, target=job.target, urgency=urgency, queued_s=queued_s))
+        try:
+            await attempt.run(self._timeout_s)
+        finally:
+            self._attempts.pop(job, None)
+            self._ended(job, attempt, iteration)
+
+    def _ended(self, job: Job, attempt: Attempt, iteration: float | None) -> None:
+        """Take note of how a sync ended. Nothing here waits."""
+        now = self._clock.monotonic()
+        why = self._stopped.pop(job, "")
+        if attempt.stuck:
+            self._book.stuck(job, now)
+            self._tell(Blocked(trial=job.trial, target=job.target))
+        elif attempt.succeeded:
+            self._book.succeeded(job, now)
+            self._succeed(job, attempt.receipt, now - job.started_at, iteration)
+        elif why in ("displaced", "revoked"):
+            self._book.dropped(job, now)
+        else:
+            self._failed(job, attempt.error or reasons.left(job), now, final=bool(why))
+        if why == "revoked":
+            self._settle(job, attempt.receipt, attempt.error)
+        elif attempt.stuck and why != "displaced":
+            self._fail(job, attempt.error or reasons.left(job))
+        self._release([job] if why == "displaced" else [])
+        self.wake()
+
+    def _failed(self, job: Job, error: Exception, now: float, *, final: bool) -> None:
+        # Of what nobody asked for, the next attempt comes by itself.
+        more = job in self._tickets and job.failures + 1 < _ATTEMPTS
+        again = more and not (final or self.closed) and is_transient(error)
+        wait_s = _retry_after_s(error)
+        self._book.failed(job, now, again=again, wait_s=wait_s)
+        if not again:
+            self._fail(job, error)
+        self._tell(
+            Failed(
+                trial=job.trial,
+                target=job.target,
+                reason=text_of(error),
+                failures=job.failures,
+                again=again,
+                wait_s=job.not_before - now if again else 0.0,
+            )
+        )
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        for one in (*job.joined, job):  # the newest says which step it was
+            self._ledger.failed(one, error)
+        self._settle(job, None, error)
+
+    def _succeed(
+        self, job: Job, receipt: Receipt | None, seconds: float, iteration: float | None
+    ) -> None:
+        before = self._ledger.saved(job, receipt, iteration)
+        self._settle(job, receipt, None)
+        self._tell(Synced(trial=job.trial, target=job.target, receipt=receipt, seconds=seconds))
+        if before is not None and _is_same(before, job, receipt):
+            identity = receipt.identity if receipt else ""
+            self._tell(
+                Same(trial=job.trial, target=job.target, before=before.target, identity=identity)
+            )
+
+    def _settle(self, job: Job, receipt: Receipt | None, error: Exception | None) -> None:
+        """Tell everybody who waits for a job, or for one whose place it has taken."""
+        for one in job.with_joined():
+            if (ticket := self._tickets.pop(one, None)) is not None:
+                ticket._end(receipt, error)
+                self._forget(one, ticket)
+            self._release([one])
+
+    def _forget(self, job: Job, ticket: Ticket) -> None:
+        """A ticket has ended; whoever waits for its trial looks again."""
+        mine = self._trials.get(job.trial, set())
+        mine.discard(ticket)
+        if not mine:
+            self._trials.pop(job.trial, None)
+
+    def _unstuck(self, job: Job) -> None:
+        """What was left behind has ended after all."""
+        self._book.unstuck(self._book.target_of(job), self._clock.monotonic())
+        self._tell(Blocked(trial=job.trial, target=job.target, free=True))
+        self.wake()
+
+    def _tell(self, notice: Notice) -> None:
+        if self._observe is None or self.observer_error is not None:
+            return
+        try:
+            self._observe(notice)
+        except BaseException as exc:  # noqa: BLE001 - kept: status shows it and drain raises it
+            self.observer_error = exc
+
+
+def _is_same(before: Durable, job: Job, receipt: Receipt | None) -> bool:
+    """Whether a checkpoint has the bytes of the one before it."""
+    if before.target == job.target or before.receipt is None or receipt is None:
+        return False
+    return before.receipt.identity == receipt.identity
+
+
+def _retry_after_s(error: Exception) -> float:
+    """How long an error of ours asks to wait."""
+    wait_s = getattr(error, "retry_after_s", None) if isinstance(error, AsyncSyncError) else None
+    return wait_s if isinstance(wait_s, int | float) and 0 <= wait_s < inf else 0.0

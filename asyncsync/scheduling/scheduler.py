@@ -1,0 +1,445 @@
+"""SyncScheduler: decides when trees are synced, and never loses the latest state of any."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from math import inf
+from pathlib import PurePath
+from types import TracebackType
+from typing import Any, Self
+
+from ..clock import Clock, SystemClock
+from ..concurrency import Threads
+from ..digest import digest
+from ..errors import ConfigError, quote
+from ..location import Location
+from ..patterns import Selection
+from ..syncing import AsyncSyncer, Path, StorageSyncer, SyncConfig, local_path, within
+from ..transfer import Chosen, Snapshots
+from . import reasons
+from .book import Book, Direction, Job, Tree, Urgency
+from .checks import check_name, check_number, check_syncer, raise_all
+from .due import Overlap, Rules
+from .ledger import Ledger
+from .runner import Runner
+from .running import call
+from .signals import Stop, until_signal
+from .ticket import Ticket
+from .trials import Trial, name_below
+from .values import DrainError, DrainReport, Status, Watcher
+
+__all__ = ["SyncScheduler"]
+
+_THREADS = 4
+
+
+class SyncScheduler:
+    """Syncs the directories and checkpoints of trials when it is time, and never forgets one.
+
+    Use it with `async with`; it belongs to one event loop. Left normally, it drains; left by an
+    exception or cancelled, it takes no more, stops what runs in a way that can be gone on with,
+    and never hides the error of the block. A pickled copy has the same settings, no trials and
+    nothing in flight.
+
+    Syncs never raise into a trial: every one ends in a receipt or a recorded failure, which
+    `status`, the observer and `drain` show. `Ticket.durable`, `complete` and `drain` do raise.
+
+    Args:
+        syncer: what moves trees; None: that of `config`, which is closed with the scheduler.
+        config: periods, timeouts and where to.
+        overlap: what becomes of a request while its target is written; see `Overlap`.
+        max_syncs: syncs that run at once, over all trials.
+        snapshot_bytes: files that snapshots of checkpoints may hold; None: half of what is free.
+        observe: is called with every event, on the event loop; it must be quick. What it raises is
+            in `status` and raised by `drain`, and it is not called again.
+        clock: what it takes the time from.
+
+    Raises:
+        ConfigError: syncer and configuration contradict each other, or a value is wrong.
+    """
+
+    def __init__(
+        self,
+        syncer: AsyncSyncer | None = None,
+        config: SyncConfig | None = None,
+        *,
+        overlap: Overlap = "coalesce",
+        max_syncs: int = 8,
+        snapshot_bytes: int | None = None,
+        observe: Watcher | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._config = config or SyncConfig()
+        check_syncer(syncer, self._config)
+        if max_syncs < 1:
+            raise ConfigError(f"max_syncs is at least 1, not {max_syncs!r}")
+        self._given, self._snapshot_bytes = syncer, snapshot_bytes
+        self._syncer = syncer or self._config.choose_syncer()
+        if self._syncer is None and self._config.mode != "shared":
+            raise ConfigError("who moves the trees to the head? Pass a syncer, or set upload_dir")
+        cloud = self._config.mode == "cloud"
+        self._moves_trees = self._syncer is not None and (not cloud or self._config.sync_artifacts)
+        self._at_once = cloud or self._config.sync_on_checkpoint
+        self._rules = Rules.of(self._config, overlap=overlap)
+        self._max_syncs, self._clock = max_syncs, clock or SystemClock()
+        self._book, self._ledger = Book(self._rules, max_syncs), Ledger()
+        self._runner = Runner(
+            self._book,
+            self._ledger,
+            lambda job: call(self._syncer, job),
+            self._config.sync_timeout,
+            self._clock,
+            observe,
+        )
+        self._trials: dict[str, Trial] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., SyncScheduler], tuple[dict[str, Any]]]:
+        settings = {
+            "syncer": self._given,
+            "config": self._config,
+            "overlap": self._rules.overlap,
+            "max_syncs": self._max_syncs,
+            "snapshot_bytes": self._snapshot_bytes,
+        }
+        return _unpickle, (settings,)
+
+    # -- life
+
+    async def __aenter__(self) -> Self:
+        await self._runner.open()
+        self._threads = Threads(_THREADS)
+        self._snapshots = Snapshots(self._threads, self._clock, bound_bytes=self._snapshot_bytes)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            await self.aclose()
+            return
+        try:
+            await self._stop()
+        except Exception as exc:  # noqa: BLE001 - the block's own error is the one to raise
+            if error is not None:
+                error.add_note(f"while the scheduler was closed: {exc!r}")
+
+    async def aclose(self) -> None:
+        """Drain, and let go of everything. Again: no effect. Cancelled, it stops what runs.
+
+        Raises:
+            DrainError: as `drain`.
+        """
+        if self._runner.closed and self._runner.failure is None:
+            return
+        try:
+            await self.drain()
+        finally:
+            await self._stop()
+
+    async def _stop(self) -> None:
+        try:
+            await self._runner.stop()
+        finally:
+            self._threads.close()
+            if self._given is None and self._syncer is not None:
+                await self._syncer.aclose()
+
+    # -- trials
+
+    def add(
+        self,
+        trial: str,
+        *,
+        local_dir: Path,
+        remote_dir: Path | None = None,
+        direction: Direction = "up",
+        checkpoints: str = "checkpoint_*/",
+        exclude: Sequence[str] = (),
+    ) -> None:
+        """Take a trial in: from now on, `report` keeps the copy of its directory fresh.
+
+        Args:
+            local_dir: its directory, which need not exist yet.
+            remote_dir: where the copy is; None: below the `upload_dir` of the configuration, by the
+                trial's name.
+            direction: which way `report` syncs.
+            checkpoints: gitignore pattern of the directories below `local_dir` that are written as
+                checkpoints: half written, they are not part of what `report` syncs.
+            exclude: gitignore patterns of what is left out, too.
+
+        Raises:
+            ConfigError: it takes part already, or its target is that of another trial.
+        """
+        self._check_open()
+        if trial in self._trials:
+            raise ConfigError(f"trial {quote(trial)} has been added already; complete it first")
+        check_name(trial)
+        if direction not in ("up", "down"):
+            raise ConfigError(f"direction is 'up' or 'down', not {direction!r}")
+        local, remote = local_path(local_dir), self._remote(trial, remote_dir)
+        self._check_apart_from_others(local, direction, trial)
+        target = self._book.target(remote)
+        if target.trees:
+            raise ConfigError(f"{quote(remote)} is the target of another trial; give each its own")
+        left_out = tuple(Selection((checkpoints, *exclude)).exclude)  # and checks them
+        tree = Tree(trial=trial, source=local, target=target, direction=direction, exclude=left_out)
+        target.trees.append(tree)
+        self._trials[trial] = Trial(trial, local, remote, tree)
+
+    def _remote(self, trial: str, remote_dir: Path | None) -> str:
+        if remote_dir is not None:
+            text = os.fspath(remote_dir)
+        elif self._config.upload_dir is not None:
+            text = f"{self._config.upload_dir.rstrip('/')}/{trial}"
+        elif self._syncer is None:
+            return f"shared:{trial}"
+        else:
+            raise ConfigError(f"trial {quote(trial)} has no remote_dir, and there is no upload_dir")
+        return str(Location.parse(text)) if isinstance(self._syncer, StorageSyncer) else text
+
+    def report(
+        self,
+        trial: str,
+        *,
+        training_iteration: float | None = None,
+        time_total_s: float | None = None,
+    ) -> None:
+        """The directory of a trial has changed. Never blocks, and never raises for a sync.
+
+        It is synced when its period is over, but not before one of the thresholds was reached;
+        a number that is not given counts as reached.
+
+        Raises:
+            ConfigError: the trial was not added, or is over; a number is negative or none.
+        """
+        tree = self._trial(trial).driven
+        check_number("training_iteration", training_iteration)
+        check_number("time_total_s", time_total_s)
+        if not self._moves_trees:
+            return
+        tree.iterations = training_iteration
+        if not tree.reached:
+            tree.reached = self._rules.reached(training_iteration, time_total_s)
+        if self._book.report(tree, self._clock.monotonic()):
+            self._runner.wake()
+
+    def sync_up_if_needed(self, trial: str) -> bool:
+        """Sync a trial's directory up, if its period is over. Whether it was asked for now."""
+        return self._if_needed(trial, "up")
+
+    def sync_down_if_needed(self, trial: str) -> bool:
+        """The same from the remote directory to the local one, with a period of its own."""
+        return self._if_needed(trial, "down")
+
+    def _if_needed(self, name: str, direction: Direction) -> bool:
+        trial = self._trial(name)
+        if self._syncer is None:
+            return False
+        if direction == "up" and not self._moves_trees:
+            return False
+        self._check_apart_from_others(trial.local, direction, name)
+        tree = trial.tree(direction)
+        due = self._clock.monotonic() - tree.succeeded_at >= self._rules.period_s
+        if not due or tree.target.busy or tree.target.stuck:
+            return False
+        self._runner.ask(self._book.job_of(tree, Urgency.FORCED))
+        return True
+
+    async def checkpoint(
+        self, trial: str, path: Path, *, step: int | None = None, exclude: Sequence[str] = ()
+    ) -> Ticket:
+        """Save the directory at `path` as a checkpoint of the trial.
+
+        Returns as soon as the directory may change: a snapshot is what is synced. Where there can
+        be none, as on a full disk, all is done by then. It goes below the trial's remote directory,
+        by its path below the local one, or else by its name.
+
+        Cancelled, nothing is saved.
+
+        Raises:
+            ConfigError: the trial was not added, or is over; or the directory would be part of what
+                `report` syncs.
+            AsyncSyncError: the directory cannot be read, or holds what no checkpoint may.
+        """
+        found, source = self._trial(trial), local_path(path)
+        name = name_below(source, found.local)
+        target = f"{found.remote.rstrip('/')}/{name}"
+        ticket = Ticket(f"{quote(source)} to {quote(target)}")
+        if self._syncer is None:
+            ticket._end(None, None)
+            return ticket
+        job = Job(
+            trial=trial,
+            source=source,
+            target=target,
+            urgency=Urgency.FORCED,
+            exclude=tuple(exclude),
+            step=step,
+        )
+        if not self._at_once:
+            job.urgency, job.not_before = (
+                Urgency.PERIODIC,
+                found.driven.due_at(self._rules.period_s),
+            )
+        self._check_apart(found, source, name)
+
+        async def choose(path: str) -> Chosen:
+            del path  # what is inside is as sealed as the whole
+            return Chosen("sealed", Selection(job.exclude, ()))
+
+        # The same place each time: what was interrupted is found again by the next start.
+        mark = digest(target.encode(errors="surrogateescape"))[:32]
+        take = partial(self._snapshots.take, source, choose, mark=mark)
+        await self._runner.save(job, ticket, take)
+        if ticket.error is not None and not job.number:
+            raise ticket.error  # it was never handed over
+        goes_up = self._moves_trees and found.driven.direction == "up"
+        if self._at_once and goes_up and not (found.over or self._runner.closed):
+            self._runner.ask(self._book.job_of(found.driven, Urgency.FORCED))
+        return ticket
+
+    async def complete(self, trial: str) -> None:
+        """The trial is over: sync what it has left, whatever periods say, and wait for all of it.
+
+        Also for one that failed. It takes no reports any more; its name may be added again.
+
+        Raises:
+            Exception: what its sync failed with; TransferError if several of its syncs did.
+        """
+        found = self._trial(trial)
+        found.over, last = True, None
+        try:
+            if self._moves_trees and found.driven.direction == "up":
+                last = self._runner.ask(self._book.job_of(found.driven, Urgency.FINAL))
+            await self._runner.wait_for(trial)
+        finally:
+            for tree in found.trees.values():
+                self._book.forget(tree)
+            self._trials.pop(trial, None)
+        errors = self._ledger.tell(trial)
+        if last is not None and last.error is not None and last.error not in errors:
+            errors.append(last.error)  # a drain has told of it, but not whoever completes
+        self._runner.raise_failure()
+        raise_all(trial, errors)
+
+    async def drain(self, *, deadline_s: float | None = None, strict: bool = False) -> DrainReport:
+        """Make everything durable that was handed over or reported, the most valuable first.
+
+        Args:
+            deadline_s: when to stop: what is not done by then is given up, in a way that the next
+                start can go on with.
+            strict: also what was given up for lack of time is an error.
+
+        Returns:
+            What is durable, and what was given up.
+
+        Raises:
+            DrainError: something has failed; it has the same report.
+        """
+        self._check_open()
+        if deadline_s is not None and not 0 <= deadline_s < inf:
+            raise ConfigError(f"deadline_s is a number of at least 0, not {deadline_s!r}")
+        try:
+            if deadline_s is None:
+                await self._finish()
+            elif not await within(self._clock, deadline_s, self._finish):
+                self._book.paused = True
+                self._runner.give_up(reasons.late)
+                await self._runner.idle()
+        finally:
+            self._book.hurry(on=False)
+            self._book.paused = False
+            self._runner.wake()
+        self._runner.raise_failure()
+        self._runner.withdraw(self._book.held_up(), reasons.held_up)
+        report = self._ledger.report()
+        if (error := self._runner.observer_error) is not None:
+            self._runner.observer_error = None
+            raise ConfigError(f"the observer raised {error!r}, and was not called since") from error
+        if any(strict or not isinstance(one.error, reasons.LateError) for one in report.lost):
+            raise DrainError(report)
+        return report
+
+    async def _finish(self) -> None:
+        """Sync all that has changed; what fails meanwhile, because it ran already, once more."""
+        asked: set[Tree] = set()
+        for _ in range(2):
+            for trial in self._trials.values():
+                tree = trial.driven
+                behind = tree.changed_at < inf or (tree.failures and tree.moving_since == inf)
+                goes_up = tree.direction == "up" and self._moves_trees and not trial.over
+                if behind and goes_up and tree not in asked:
+                    asked.add(tree)
+                    self._runner.ask(self._book.job_of(tree, Urgency.FINAL))
+            self._book.hurry(on=True)
+            self._runner.wake()
+            await self._runner.idle()
+
+    def until_signal(self, *, deadline_s: float | None = None) -> AbstractAsyncContextManager[Stop]:
+        """`async with` this: at SIGTERM or Ctrl-C the block is cancelled and everything drained.
+
+        What it gives says which signal it was, if one came: the program goes on behind the block.
+        A second signal stops at once. In the main thread only.
+
+        Args:
+            deadline_s: as of `drain`.
+
+        Raises:
+            DrainError: as `drain`.
+            KeyboardInterrupt: a second signal came.
+        """
+        return until_signal(lambda: self.drain(deadline_s=deadline_s))
+
+    def status(self) -> Status:
+        """How everything is now."""
+        now, error = self._clock.monotonic(), self._runner.observer_error
+        return Status(
+            running=len(self._book.running()),
+            waiting=len(self._book.waiting()),
+            blocked=tuple(self._book.blocked),
+            trials=tuple(trial.status(self._ledger, now) for trial in self._trials.values()),
+            observer_error=repr(error) if error else "",
+        )
+
+    # -- inside
+
+    def _check_apart(self, trial: Trial, path: str, name: str) -> None:
+        """A checkpoint is a commit of its own, not files of the directory that it is in."""
+        inside = self._moves_trees and PurePath(path).is_relative_to(trial.local)
+        if inside and Selection(trial.driven.exclude).takes(f"{name}/file"):
+            raise ConfigError(
+                f"{quote(path)} is synced as a part of {quote(trial.local)}; tell `add` how "
+                f"checkpoints are named, as in checkpoints={name.rstrip('0123456789') + '*/'!r}"
+            )
+
+    def _check_apart_from_others(self, local: str, direction: Direction, name: str) -> None:
+        """Refuse a second trial that downloads into the same directory."""
+        for other in self._trials.values():
+            if direction == "down" and other.name != name and other.local == local:
+                raise ConfigError(
+                    f"{quote(local)} is the directory of trial {quote(other.name)}, too"
+                )
+
+    def _check_open(self) -> None:
+        self._runner.raise_failure()
+        if self._runner.closed:
+            raise ConfigError("this SyncScheduler is not open; use it inside its `async with`")
+
+    def _trial(self, name: str) -> Trial:
+        self._check_open()
+        found = self._trials.get(name)
+        if found is None:
+            raise ConfigError(f"trial {quote(str(name))} takes no part; add it first")
+        if found.over:
+            raise ConfigError(f"trial {quote(name)} is being completed; add it again afterwards")
+        return found
+
+
+def _unpickle(settings: dict[str, Any]) -> SyncScheduler:
+    return SyncScheduler(**settings)

@@ -1,0 +1,316 @@
+"""The book, driven through random lives of trials by a clock of the test's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncsync.scheduling.book import Book, Job, Tree, Urgency
+from asyncsync.scheduling.due import Decision, Overlap, Rules
+
+PERIOD = 60.0
+TRIALS = 4
+
+
+def make(slots: int = 2, overlap: Overlap = "coalesce") -> tuple[Book, list[Tree]]:
+    book = Book(Rules(period_s=PERIOD, overlap=overlap), slots)
+    trees = [tree_of(book, f"t{n}") for n in range(TRIALS)]
+    return book, trees
+
+
+def tree_of(book: Book, name: str) -> Tree:
+    tree = Tree(
+        trial=name,
+        source=f"/{name}",
+        target=book.target(f"x://{name}"),
+        direction="up",
+        reached=True,
+    )
+    tree.target.trees.append(tree)
+    return tree
+
+
+def checkpoint(trial: str, name: str, size_bytes: int = 0) -> Job:
+    return Job(
+        trial=trial,
+        source=f"/{trial}/{name}",
+        target=f"x://{trial}/{name}",
+        urgency=Urgency.FORCED,
+        size_bytes=size_bytes,
+    )
+
+
+def test_a_period_is_over_when_it_is_exactly_over() -> None:
+    book, (tree, *_) = make()
+    book.report(tree, 0.0)
+    (first,) = book.starts(0.0)
+    book.succeeded(first, 5.0)
+    book.report(tree, 30.0)
+
+    assert book.starts(30.0) == []
+    assert book.next_at() == PERIOD
+    assert book.starts(59.999) == []
+    assert [job.tree for job in book.starts(60.0)] == [tree]
+
+
+def test_only_success_restarts_the_period() -> None:
+    book, (tree, *_) = make()
+    book.report(tree, 0.0)
+    (first,) = book.starts(0.0)
+    book.failed(first, 5.0, again=False)
+
+    assert book.starts(5.999) == []
+    (second,) = book.starts(6.0)
+    book.failed(second, 6.0, again=False)
+    assert book.next_at() == 8.0
+
+
+def test_what_was_not_reported_is_not_synced_again() -> None:
+    book, (tree, *_) = make()
+    book.report(tree, 0.0)
+    (first,) = book.starts(0.0)
+    book.succeeded(first, 5.0)
+
+    assert book.next_at() is None
+    assert book.starts(1000.0) == []
+
+
+def test_urgent_ones_go_first_and_old_ones_before_them() -> None:
+    book, trees = make(slots=1)
+    book.report(trees[0], 0.0)
+    book.report(trees[1], 50.0)
+    book.ask(checkpoint("t2", "c"), 51.0)
+    book.ask(book.job_of(trees[3], Urgency.FINAL), 130.0)
+    order = []
+    for now in range(200, 204):
+        (job,) = book.starts(now)
+        order.append(job.trial)
+        book.succeeded(job, now)
+
+    assert order == ["t2", "t0", "t3", "t1"]
+
+
+def test_in_a_hurry_the_newest_checkpoints_go_first_and_small_ones_before_large_ones() -> None:
+    book, trees = make(slots=1)
+    for trial, name, size in (("t0", "c1", 1), ("t0", "c2", 9), ("t1", "c1", 5)):
+        book.ask(checkpoint(trial, name, size), 0.0)
+    book.report(trees[2], 0.0)
+    book.hurry(on=True)
+    order = []
+    for _ in range(4):
+        (job,) = book.starts(1.0)
+        order.append(job.target)
+        book.succeeded(job, 1.0)
+
+    assert order == ["x://t1/c1", "x://t0/c2", "x://t2", "x://t0/c1"]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "decisions", "order"),
+    [
+        ("coalesce", [Decision.JOIN, Decision.JOIN], [3]),
+        ("queue", [Decision.QUEUE, Decision.QUEUE], [2, 3]),
+        ("skip", [Decision.DROP, Decision.DROP], []),
+        ("supersede", [Decision.REPLACE, Decision.REPLACE], [3]),
+    ],
+)
+def test_what_comes_while_a_target_is_written(
+    overlap: Overlap, decisions: list[Decision], order: list[int]
+) -> None:
+    book, _ = make(overlap=overlap)
+    jobs = [checkpoint("t0", "c") for _ in range(3)]
+    book.ask(jobs[0], 0.0)
+    (running,) = book.starts(0.0)
+    decided = [book.ask(job, 1.0)[0] for job in jobs[1:]]
+    after: list[int] = []
+    while running is not None:
+        assert len(book.running()) == 1
+        book.succeeded(running, 2.0)
+        running = next(iter(book.starts(2.0)), None)  # type: ignore[assignment]
+        if running is not None:
+            after.append(running.number)
+            assert {job.number for job in running.with_joined()} <= {1, 2, 3}
+
+    assert (decided, after) == (decisions, order)
+
+
+def test_the_last_sync_of_a_trial_is_never_skipped() -> None:
+    book, (tree, *_) = make(overlap="skip")
+    book.report(tree, 0.0)
+    (running,) = book.starts(0.0)
+    decision, _ = book.ask(book.job_of(tree, Urgency.FINAL), 1.0)
+    book.succeeded(running, 2.0)
+
+    assert decision is Decision.JOIN
+    assert [job.urgency for job in book.starts(2.0)] == [Urgency.FINAL]
+
+
+def test_nothing_starts_where_a_syncer_is_stuck_until_it_ends() -> None:
+    book, (tree, other, *_) = make()
+    book.report(tree, 0.0)
+    (running,) = book.starts(0.0)
+    book.stuck(running, 20.0)
+    book.report(tree, 21.0)
+    decision, _ = book.ask(book.job_of(tree, Urgency.FINAL), 22.0)
+    book.report(other, 22.0)
+
+    assert decision is Decision.HOLD
+    assert [job.tree for job in book.starts(500.0)] == [other]
+    book.unstuck(tree.target, 501.0)
+    assert [job.tree for job in book.starts(501.0)] == [tree]
+
+
+# -- random lives
+
+
+@dataclass
+class World:
+    """What a test knows that the book does not."""
+
+    book: Book
+    trees: list[Tree]
+    now: float = 0.0
+    stuck: list[Job] = field(default_factory=list)
+    asked: dict[int, Job] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
+    durable: dict[str, int] = field(default_factory=dict)
+    made: int = 0
+
+    def check(self) -> None:
+        running = self.book.running()
+        targets = [job.target for job in running]
+
+        assert len(running) <= self.book.slots
+        assert len(targets) == len(set(targets))
+        assert not {job.target for job in running} & {job.target for job in self.stuck}
+
+    def start(self) -> None:
+        for job in self.book.starts(self.now):
+            assert job.not_before <= self.now
+        self.check()
+
+    def end(self, job: Job, how: str) -> None:
+        if how == "good":
+            self.book.succeeded(job, self.now)
+            self.done |= {one.number for one in job.with_joined()}
+            if job.tree is not None:
+                before = self.durable.get(job.trial, -1)
+                self.durable[job.trial] = max(before, job.version)
+        elif how == "bad":
+            self.book.failed(job, self.now, again=job.number in self.asked)
+        elif how == "stuck":
+            self.book.stuck(job, self.now)
+            self.stuck.append(job)
+            self.done |= {one.number for one in job.with_joined()}  # its callers are told
+
+    def act(self, what: str, which: float) -> None:
+        if what == "report":
+            self.book.report(self.trees[int(which)], self.now)
+        elif what == "pass":
+            self.now += which
+        elif what == "ask":
+            self.ask(self.book.job_of(self.trees[int(which)], Urgency.FORCED))
+        elif what == "checkpoint":
+            self.ask(checkpoint(self.trees[int(which)].trial, "same"))
+        elif running := self.book.running():
+            self.end(running[int(which) % len(running)], what)
+
+    def ask(self, job: Job) -> None:
+        _, displaced = self.book.ask(job, self.now)
+        self.asked[job.number] = job
+        if displaced is not None:
+            self.book.dropped(displaced, self.now)
+
+    def rest(self) -> None:
+        """From now on everything succeeds; until nothing is left to do."""
+        for job in self.stuck:
+            self.book.unstuck(self.book.target_of(job), self.now)
+        self.stuck.clear()
+        for _ in range(10_000):
+            self.start()
+            for job in self.book.running():
+                self.end(job, "good")
+            self.start()
+            if not self.book.running():
+                if (at := self.book.next_at()) is None:
+                    return
+                self.now = max(self.now, at)
+        raise AssertionError("it does not come to rest")
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("report"), st.integers(0, TRIALS - 1)),
+    st.tuples(st.just("ask"), st.integers(0, TRIALS - 1)),
+    st.tuples(st.just("checkpoint"), st.integers(0, 2)),
+    st.tuples(st.just("good"), st.integers(0, 5)),
+    st.tuples(st.just("bad"), st.integers(0, 5)),
+    st.tuples(st.just("stuck"), st.integers(0, 5)),
+    st.tuples(st.just("pass"), st.sampled_from([0.5, 1, 10, 61])),
+)
+
+
+@pytest.mark.parametrize("overlap", ["coalesce", "queue", "supersede"])
+@settings(max_examples=150, deadline=None)
+@given(actions=st.lists(ACTIONS, max_size=60), slots=st.integers(1, 3))
+def test_no_latest_state_is_lost_and_every_request_ends(
+    overlap: Overlap, actions: list[tuple[str, float]], slots: int
+) -> None:
+    book, trees = make(slots, overlap)
+    world = World(book, trees)
+    for what, which in actions:
+        world.act(what, which)
+        world.start()
+    world.rest()
+
+    assert book.waiting() == []
+    assert world.asked.keys() <= world.done
+    assert {t.trial: t.version for t in trees if t.version} == {
+        name: version for name, version in world.durable.items() if version
+    }
+    assert all(tree.changed_at == inf for tree in trees)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    gaps=st.lists(st.floats(0.1, 40), min_size=5, max_size=60),
+    transfer_s=st.floats(0.1, 100),
+)
+def test_while_there_are_slots_the_copy_is_at_most_a_period_and_a_transfer_old(
+    gaps: list[float], transfer_s: float
+) -> None:
+    book, trees = make(slots=TRIALS)
+    ends: list[tuple[float, Job]] = []
+    changed: dict[str, list[float]] = {tree.trial: [] for tree in trees}
+    bound = max(PERIOD, transfer_s) + transfer_s + 1e-6
+    now = 0.0
+
+    def run_until(end: float) -> None:
+        nonlocal now
+        while True:
+            ends.extend((now + transfer_s, job) for job in book.starts(now))
+            moments = [when for when, _ in ends]
+            if (at := book.next_at()) is not None:
+                moments.append(at)
+            if not moments or min(moments) > end:
+                break
+            now = max(now, min(moments))
+            for when, job in [one for one in ends if one[0] <= now]:
+                ends.remove((when, job))
+                book.succeeded(job, now)
+                old = [at for at in changed[job.trial] if at <= job.started_at]
+                assert all(now - at <= bound for at in old)
+                changed[job.trial] = [at for at in changed[job.trial] if at > job.started_at]
+        now = end
+
+    for number, gap in enumerate(gaps):
+        run_until(now + gap)
+        tree = trees[number % TRIALS]
+        changed[tree.trial].append(now)
+        book.report(tree, now)
+    run_until(now + 10 * bound)
+
+    assert all(left == [] for left in changed.values())
