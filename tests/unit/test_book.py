@@ -149,6 +149,36 @@ def test_the_last_sync_of_a_trial_is_never_skipped() -> None:
     assert [job.urgency for job in book.starts(2.0)] == [Urgency.FINAL]
 
 
+def test_a_version_that_is_revoked_gives_its_place_back_to_the_one_before() -> None:
+    book, (tree, *_) = make(slots=1)
+    book.report(tree, 0.0)
+    (running,) = book.starts(0.0)
+    versions = [checkpoint("t1", "c") for _ in range(3)]
+    for job in versions:
+        book.ask(job, 1.0)
+    book.revoke(versions[2], 2.0)
+    book.succeeded(running, 3.0)
+
+    (next_one,) = book.starts(3.0)
+    assert next_one is versions[1]
+    assert next_one.joined == [versions[0]]
+
+
+def test_what_stood_behind_a_withdrawn_job_goes_next() -> None:
+    book, (tree, *_) = make(slots=1, overlap="queue")
+    book.report(tree, 0.0)
+    (running,) = book.starts(0.0)
+    first, second = checkpoint("t1", "c"), checkpoint("t1", "c")
+    book.ask(first, 1.0)
+    book.ask(second, 1.0)
+    book.withdraw([first], 2.0)
+    book.succeeded(running, 3.0)
+
+    assert book.starts(3.0) == [second]
+    book.succeeded(second, 4.0)
+    assert "x://t1/c" not in book.targets
+
+
 def test_nothing_starts_where_a_syncer_is_stuck_until_it_ends() -> None:
     book, (tree, other, *_) = make()
     book.report(tree, 0.0)
