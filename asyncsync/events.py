@@ -19,6 +19,7 @@ __all__ = [
     "Skipped",
     "Snapshotted",
     "SourceChanged",
+    "Stalled",
     "Started",
     "ignore",
 ]
@@ -97,6 +98,19 @@ class Retrying:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stalled:
+    """Nothing has arrived for `seconds`; said again as long as that lasts.
+
+    `path` is the file that has been on its way the longest, or one of a batch of small files, and
+    `part` its chunk: None if the file has only one.
+    """
+
+    path: str
+    part: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reduced:
     """A place protects less than asyncsync is made for; said once for each place."""
 
@@ -138,6 +152,7 @@ Event = (
     | Snapshotted
     | SourceChanged
     | Retrying
+    | Stalled
     | Reduced
     | Kept
     | FellBack

@@ -19,6 +19,7 @@ from ..events import (
     Retrying,
     Skipped,
     SourceChanged,
+    Stalled,
     Started,
 )
 from ..units import format_bytes, format_seconds
@@ -264,13 +265,16 @@ class Monitor:
 def _warning(event: Event) -> str:
     """What people should know of even when all goes well in the end."""
     match event:
-        case Skipped():
-            return f"left out {quote(event.path)}: {event.reason}"
-        case Kept():
-            return f"kept {quote(event.path)}: {event.reason}"
+        case Skipped() | Kept():
+            verb = "left out" if isinstance(event, Skipped) else "kept"
+            return f"{verb} {quote(event.path)}: {event.reason}"
         case Retrying():
             wait = format_seconds(event.wait_s)
             return f"{event.what}: {event.reason}; attempt {event.attempt} in {wait}"
+        case Stalled():
+            part = "" if event.part is None else f", part {event.part}"
+            seconds = format_seconds(event.seconds)
+            return f"nothing has arrived for {seconds}; it waits for {quote(event.path)}{part}"
         case Reduced():
             return f"warning: {quote(event.where)}: {event.reason}"
         case FellBack():

@@ -1,9 +1,11 @@
 """When trees are synced: by period, when asked for, and before a program ends."""
 
 from .due import Decision, Facts, Overlap, Rules, decide
+from .listeners import Feed
 from .scheduler import SyncScheduler
 from .ticket import Ticket
 from .values import (
+    Alarm,
     Blocked,
     DrainError,
     DrainReport,
@@ -11,6 +13,7 @@ from .values import (
     Durable,
     Failed,
     Lost,
+    Missed,
     Notice,
     Same,
     Started,
@@ -20,6 +23,7 @@ from .values import (
 )
 
 __all__ = [
+    "Alarm",
     "Blocked",
     "Decision",
     "DrainError",
@@ -28,7 +32,9 @@ __all__ = [
     "Durable",
     "Facts",
     "Failed",
+    "Feed",
     "Lost",
+    "Missed",
     "Notice",
     "Overlap",
     "Rules",

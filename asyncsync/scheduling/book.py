@@ -7,125 +7,17 @@ nothing can be interrupted half way.
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from enum import IntEnum
+from collections.abc import Iterable
 from math import inf
-from typing import Literal
 
+from .alarms import Alarms
 from .due import Decision, Facts, Rules, decide, pause_s
+from .jobs import Job, Target, Tree, Urgency
 
-__all__ = ["Book", "Direction", "Job", "Target", "Tree", "Urgency"]
-
-Direction = Literal["up", "down"]
+__all__ = ["Book"]
 
 _AGE_S = 60.0
-
-
-class Urgency(IntEnum):
-    """Who goes first, unless another has waited for a minute longer for each step between them."""
-
-    FINAL = 0
-    FORCED = 1
-    PERIODIC = 2
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class Job:
-    """One sync: what was asked for, and what has become of it.
-
-    Attributes:
-        source, target: from where to where; of a download, the remote is the source.
-        tree: the tree it brings up to date; None for a checkpoint, which has its own target.
-        number: the order in which jobs came.
-        version: of the tree, or of the trial's checkpoints: a later one is newer.
-        size_bytes: if it is known; what is small goes first when time is short.
-        failures: attempts that failed.
-        not_before: of the next attempt.
-        joined: jobs whose place this one has taken: what becomes of it, becomes of them.
-    """
-
-    trial: str
-    source: str
-    target: str
-    urgency: Urgency
-    tree: Tree | None = None
-    direction: Direction = "up"
-    exclude: tuple[str, ...] = ()
-    step: int | None = None
-    number: int = 0
-    version: int = 0
-    size_bytes: int = 0
-    asked_at: float = 0.0
-    started_at: float = 0.0
-    not_before: float = 0.0
-    failures: int = 0
-    joined: list[Job] = field(default_factory=list)
-
-    def with_joined(self) -> Iterator[Job]:
-        """This one and all whose place it has taken."""
-        yield self
-        yield from self.joined
-
-    def take_place_of(self, older: Job) -> None:
-        """What becomes of this one becomes of that, and of all whose place that had taken."""
-        self.joined += [older, *older.joined]
-        older.joined = []
-
-
-@dataclass(eq=False, slots=True)
-class Target:
-    """A place that one sync at a time may write.
-
-    Attributes:
-        stuck: what ran there was cancelled and has not ended.
-        trees: those that go there, or come from there.
-    """
-
-    name: str
-    running: Job | None = None
-    waiting: deque[Job] = field(default_factory=deque)
-    stuck: bool = False
-    trees: list[Tree] = field(default_factory=list)
-
-    @property
-    def busy(self) -> bool:
-        return self.running is not None or bool(self.waiting)
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class Tree:
-    """A tree in one direction, and what is known of how fresh its copy is.
-
-    Attributes:
-        version: counts what was reported.
-        changed_at: when the oldest change came that no sync has begun to move; inf: there is none.
-        moving_since: the same of what a sync is moving.
-        succeeded_at: when the last sync started that succeeded.
-        rests_until: after a failure.
-        failures: in a row.
-        timed: it is looked at again without a report.
-    """
-
-    trial: str
-    source: str
-    target: Target
-    direction: Direction
-    exclude: tuple[str, ...] = ()
-    iterations: float | None = 0
-    reached: bool = False
-    version: int = 0
-    changed_at: float = inf
-    moving_since: float = inf
-    succeeded_at: float = -inf
-    rests_until: float = -inf
-    failures: int = 0
-    timed: bool = False
-
-    def due_at(self, period_s: float) -> float:
-        """When a sync that nobody asked for may start."""
-        return max(self.succeeded_at + period_s, self.rests_until)
+_STALE = 64  # entries in line that nobody stands for any more, before they are taken out
 
 
 class Book:
@@ -136,6 +28,7 @@ class Book:
 
     Attributes:
         blocked: the targets whose syncer does not end.
+        alarms: what takes too long.
         paused: nothing starts.
     """
 
@@ -147,7 +40,9 @@ class Book:
         self._timers: list[tuple[float, int, Tree | Job]] = []
         self._numbers = 0
         self._running = 0
+        self._saved: dict[str, tuple[float, float]] = {}
         self.blocked: dict[str, Target] = {}
+        self.alarms = Alarms()
         self.paused = False
 
     # -- what comes in
@@ -192,6 +87,9 @@ class Book:
         if decision is Decision.REPLACE and (displaced := target.running) is not None:
             job.take_place_of(displaced)
         target.waiting.append(job)
+        if job.tree is None:
+            target.usual_s = self.saved(job.trial)[1]
+        self.alarms.due(target, max(now, job.not_before))
         self._go_on(target, now)
         return decision, displaced
 
@@ -209,6 +107,8 @@ class Book:
         target = tree.target
         facts = Facts(False, tree.changed_at < inf, tree.reached, wait_s, target.busy, target.stuck)
         decision = decide(facts, self.rules.overlap)
+        if decision in (Decision.START, Decision.HOLD):
+            self.alarms.due(target, now)
         if decision is Decision.START:
             job = self.job_of(tree, Urgency.PERIODIC)
             self._numbers += 1
@@ -233,6 +133,10 @@ class Book:
             direction=tree.direction,
             exclude=tree.exclude,
         )
+
+    def saved(self, trial: str) -> tuple[float, float]:
+        """When the last checkpoint of a trial started that succeeded, and what it took."""
+        return self._saved.get(trial, (-inf, 0.0))
 
     # -- what is to be done
 
@@ -259,9 +163,9 @@ class Book:
             found.append(job)
         return found
 
-    def next_at(self) -> float | None:
-        """When to look again although nothing has happened."""
-        return self._timers[0][0] if self._timers else None
+    def next_at(self) -> float:
+        """When to look again although nothing has happened; inf: never."""
+        return self._timers[0][0] if self._timers else inf
 
     def waiting(self) -> list[Job]:
         """All jobs that have not started."""
@@ -279,18 +183,25 @@ class Book:
 
     def succeeded(self, job: Job, now: float) -> None:
         """A job is done: its target holds what its source held when it started, or newer."""
-        tree = job.tree
+        tree, target = job.tree, self.target_of(job)
+        target.usual_s, target.reason, target.told = now - job.started_at, "", ""
         if tree is not None:
             tree.succeeded_at, tree.failures, tree.rests_until = job.started_at, 0, -inf
             tree.moving_since = inf
+        else:
+            self._saved[job.trial] = job.started_at, target.usual_s
         self._free(job, now)
 
-    def failed(self, job: Job, now: float, *, again: bool, wait_s: float = 0.0) -> None:
+    def failed(
+        self, job: Job, now: float, *, again: bool, wait_s: float = 0.0, reason: str = "?"
+    ) -> None:
         """A job has failed.
 
         Args:
             again: it is tried again, after a pause of at least `wait_s`.
+            reason: why, for an alarm.
         """
+        self.target_of(job).reason = reason
         job.failures += 1
         pause = max(wait_s, pause_s(job.failures, self.rules.period_s))
         tree = job.tree
@@ -323,6 +234,7 @@ class Book:
         target = self.target_of(job)
         target.stuck, self.blocked[target.name] = True, target
         self.dropped(job, now)
+        self.alarms.due(target, job.asked_at)
 
     def unstuck(self, target: Target, now: float) -> None:
         """It has ended after all."""
@@ -337,6 +249,7 @@ class Book:
             target = self.target_of(job)
             if job in target.waiting:
                 target.waiting.remove(job)
+                self._calm(target)
                 self._go_on(target, now)
             self._tidy(target)
 
@@ -353,6 +266,8 @@ class Book:
         """A trial is over: its tree is not looked at any more."""
         tree.target.trees.remove(tree)
         tree.changed_at = inf
+        self._saved.pop(tree.trial, None)
+        self._calm(tree.target)
         self._tidy(tree.target)
 
     def hurry(self, *, on: bool) -> None:
@@ -376,8 +291,17 @@ class Book:
         assert target.running is job, "what ends has been running"
         target.running = None
         self._running -= 1
+        self._calm(target)
         self._go_on(target, now)
         self._tidy(target)
+
+    def _calm(self, target: Target) -> None:
+        """Nothing is late there but what waits, or a tree whose last sync failed."""
+        if not (target.trees and target.reason):
+            asked = (
+                max(job.asked_at, 0 if job.failures else job.not_before) for job in target.waiting
+            )
+            target.due_since = min(asked, default=inf)
 
     def _tidy(self, target: Target) -> None:
         """A checkpoint is written once, and a trial that is over is not written again."""
@@ -401,6 +325,10 @@ class Book:
         if target.running is None and not target.stuck:
             job = target.waiting[0]
             heapq.heappush(self._line, (self._key(job), job.number, job))
+            if len(self._line) > _STALE + 2 * len(self.targets):
+                heads = {id(t.waiting[0]) for t in self.targets.values() if t.waiting}
+                self._line = [entry for entry in self._line if id(entry[2]) in heads]
+                heapq.heapify(self._line)
 
     def _key(self, job: Job) -> tuple[float, float]:
         """Urgent ones first; but who has waited long enough is before all who came later."""

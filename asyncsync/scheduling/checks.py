@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from math import inf
 
 from ..errors import AsyncSyncError, ConfigError, TransferError, TransientError, quote
+from ..patterns import Selection
 from ..syncing import AsyncSyncer, SyncConfig
+from .jobs import Direction
+from .trials import Trial
 
-__all__ = ["check_name", "check_number", "check_syncer", "raise_all"]
+__all__ = ["check_alone", "check_apart", "check_name", "check_number", "check_syncer", "raise_all"]
 
 
 def check_syncer(syncer: AsyncSyncer | None, config: SyncConfig) -> None:
@@ -30,6 +35,23 @@ def check_number(name: str, value: float | None) -> None:
     """Refuse what is no count and no time."""
     if value is not None and not 0 <= value < inf:
         raise ConfigError(f"{name} is a number of at least 0, not {value!r}")
+
+
+def check_apart(trial: Trial, name: str) -> None:
+    """Refuse a checkpoint in whose place there are files of the trial's directory."""
+    inside = f"{trial.local}/{name}"
+    if Selection(trial.driven.exclude).takes(f"{name}/file") and os.path.lexists(inside):
+        raise ConfigError(
+            f"{quote(inside)} is synced as a part of {quote(trial.local)}; tell `add` how "
+            f"checkpoints are named, as in checkpoints={name.rstrip('0123456789') + '*/'!r}"
+        )
+
+
+def check_alone(trials: Iterable[Trial], local: str, direction: Direction, name: str) -> None:
+    """Refuse a second trial that downloads into the same directory."""
+    for other in trials:
+        if direction == "down" and other.name != name and other.local == local:
+            raise ConfigError(f"{quote(local)} is the directory of trial {quote(other.name)}, too")
 
 
 def raise_all(trial: str, errors: list[Exception]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..syncing import Receipt
-from .book import Job
+from .jobs import Job
 from .reasons import LateError
 from .values import DrainReport, Durable, Lost
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import BusyError, TransientError, quote
-from .book import Job
+from .jobs import Job
 
 __all__ = ["LateError", "held_up", "late", "left", "skipped", "superseded"]
 

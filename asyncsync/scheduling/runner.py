@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from math import inf
 
 import anyio
@@ -12,25 +13,29 @@ import anyio.abc
 
 from ..clock import Clock
 from ..concurrency import settled
-from ..errors import AsyncSyncError, ConfigError, TransientError, quote
+from ..errors import AsyncSyncError, ConfigError, TransientError
+from ..events import Event, Observer, Stalled
 from ..syncing import Receipt, within
 from ..transfer import Held
 from . import reasons
-from .book import Book, Job
+from .alarms import is_news
+from .book import Book
 from .due import Decision, is_transient
+from .jobs import Job, Target
 from .ledger import Ledger
 from .running import Attempt
 from .ticket import Ticket
 from .values import (
+    Alarm,
     Blocked,
     Dropped,
     Durable,
     Failed,
-    Notice,
     Same,
     Started,
     Synced,
     Watcher,
+    Why,
     text_of,
 )
 
@@ -59,12 +64,11 @@ class Runner:
     """The task of a scheduler, and all tasks below it.
 
     Args:
-        call: does a job.
+        call: does a job; its events are told to the second argument.
         timeout_s: that one attempt may take.
-        observe: hears of everything.
+        tell: hears of everything.
 
     Attributes:
-        observer_error: what `observe` raised; it is not called after that.
         closed: nothing starts any more.
         failure: of our own, which ended it.
     """
@@ -73,14 +77,13 @@ class Runner:
         self,
         book: Book,
         ledger: Ledger,
-        call: Callable[[Job], Awaitable[Receipt | None]],
+        call: Callable[[Job, Observer], Awaitable[Receipt | None]],
         timeout_s: float,
         clock: Clock,
-        observe: Watcher | None,
+        tell: Watcher,
     ) -> None:
         self._book, self._ledger, self._call = book, ledger, call
-        self._timeout_s, self._clock, self._observe = timeout_s, clock, observe
-        self.observer_error: BaseException | None = None
+        self._timeout_s, self._clock, self._tell = timeout_s, clock, tell
         self.closed = True
         self.failure: BaseException | None = None
         self._attempts: dict[Job, Attempt] = {}
@@ -130,8 +133,10 @@ class Runner:
                 for job in self._book.starts(now):
                     self._attempts[job] = self._attempt(job)  # from here on it can be stopped
                     self._group.start_soon(self._run, job)
-                at = self._book.next_at()
-                if at is None:
+                for target, why in self._book.alarms.ring(now):
+                    self._raise_alarm(target, why, now)
+                at = min(self._book.next_at(), self._book.alarms.next_at())
+                if at == inf:
                     await self._woken.wait()
                 else:
                     await within(self._clock, at - now, self._woken.wait)
@@ -163,11 +168,39 @@ class Runner:
                 "durable goes on there"
             ) from self.failure
 
+    # -- alarms
+
+    def _raise_alarm(
+        self, target: Target, why: Why, now: float, path: str = "", part: int | None = None
+    ) -> None:
+        job = target.running or next(iter(target.waiting), None)
+        queued_s = 0.0
+        if job is not None:
+            queued_s = (job.started_at if job is target.running else now) - job.asked_at
+        self._tell(
+            Alarm(
+                trial=job.trial if job is not None else target.trees[0].trial,
+                target=target.name,
+                why=why,
+                late_s=now - target.due_since,
+                queued_s=queued_s,
+                path=path,
+                part=part,
+                reason=target.reason,
+            )
+        )
+
+    def _hear(self, job: Job, event: Event) -> None:
+        """What a sync tells while it runs."""
+        target = self._book.target_of(job)
+        if isinstance(event, Stalled) and target.running is job and is_news(target, "stalled"):
+            self._raise_alarm(target, "stalled", self._clock.monotonic(), event.path, event.part)
+
     # -- asking
 
     def ask(self, job: Job, ticket: Ticket | None = None) -> Ticket:
         """Take in a job that somebody waits for."""
-        ticket = ticket or Ticket(f"{quote(job.source)} to {quote(job.target)}")
+        ticket = ticket or Ticket(job.words)
         self._tickets[job] = ticket
         self._trials.setdefault(job.trial, set()).add(ticket)
         decision, displaced = self._book.ask(job, self._clock.monotonic())
@@ -266,9 +299,14 @@ class Runner:
         while not self.closed:
             pending &= {*self._tickets, *self._attempts, *self._holds}
             held_up = {one for job in self._book.held_up() for one in job.with_joined()}
-            if pending <= held_up:
+            left = pending - held_up
+            if not left:
                 return
-            await self._changed.wait()
+            if held_up and all(job in self._holds and not self._holds[job].asked for job in left):
+                # They may wait for the room that the snapshots of those take.
+                self.withdraw(self._book.held_up(), reasons.held_up)
+            else:
+                await self._changed.wait()
 
     def give_up(self, why: Callable[[Job], AsyncSyncError]) -> None:
         """Start nothing that waits, and stop what runs."""
@@ -292,8 +330,8 @@ class Runner:
 
     def _attempt(self, job: Job) -> Attempt:
         return Attempt(
-            lambda: self._call(job),
-            f"{quote(job.source)} to {quote(job.target)}",
+            lambda: self._call(job, partial(self._hear, job)),
+            job.words,
             self._clock,
             lambda: self._unstuck(job),
         )
@@ -335,7 +373,7 @@ class Runner:
         more = job in self._tickets and job.failures + 1 < _ATTEMPTS
         again = more and not (final or self.closed) and is_transient(error)
         wait_s = _retry_after_s(error)
-        self._book.failed(job, now, again=again, wait_s=wait_s)
+        self._book.failed(job, now, again=again, wait_s=wait_s, reason=text_of(error))
         if not again:
             self._fail(job, error)
         self._tell(
@@ -386,14 +424,6 @@ class Runner:
         self._book.unstuck(self._book.target_of(job), self._clock.monotonic())
         self._tell(Blocked(trial=job.trial, target=job.target, free=True))
         self.wake()
-
-    def _tell(self, notice: Notice) -> None:
-        if self._observe is None or self.observer_error is not None:
-            return
-        try:
-            self._observe(notice)
-        except BaseException as exc:  # noqa: BLE001 - kept: status shows it and drain raises it
-            self.observer_error = exc
 
 
 def _is_same(before: Durable, job: Job, receipt: Receipt | None) -> bool:

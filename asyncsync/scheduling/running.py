@@ -10,8 +10,9 @@ import anyio
 
 from ..clock import Clock
 from ..errors import AsyncSyncError, DeadlineError, TransientError
+from ..events import Event, Observer
 from ..syncing import AsyncSyncer, Receipt, StorageSyncer, within
-from .book import Job
+from .jobs import Job
 
 __all__ = ["GRACE_S", "Attempt", "call"]
 
@@ -108,17 +109,26 @@ class Attempt:
             self.receipt, self.succeeded = task.result(), True
 
 
-async def call(syncer: AsyncSyncer | None, job: Job) -> Receipt | None:
-    """Do a job. Our own syncer is told what kind of tree it is."""
+async def call(syncer: AsyncSyncer | None, job: Job, observe: Observer) -> Receipt | None:
+    """Do a job. Our own syncer is told what kind of tree it is, and who else wants to hear."""
     assert syncer is not None, "in a shared directory nothing is asked for"
-    if job.direction == "down":
-        return await syncer.sync_down(job.source, job.target, exclude=job.exclude)
     if not isinstance(syncer, StorageSyncer):
+        if job.direction == "down":
+            return await syncer.sync_down(job.source, job.target, exclude=job.exclude)
         return await syncer.sync_up(job.source, job.target, exclude=job.exclude)
+    heard = syncer.observe
+
+    def told(event: Event) -> None:
+        heard(event)
+        observe(event)
+
+    if job.direction == "down":
+        return await syncer.sync_down(job.source, job.target, exclude=job.exclude, observe=told)
     return await syncer.sync_up(
         job.source,
         job.target,
         exclude=job.exclude,
         kind="sealed" if job.tree is None else "rolling",
         step=job.step,
+        observe=told,
     )

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from math import inf
-from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,10 +19,12 @@ from ..patterns import Selection
 from ..syncing import AsyncSyncer, Path, StorageSyncer, SyncConfig, local_path, within
 from ..transfer import Chosen, Snapshots
 from . import reasons
-from .book import Book, Direction, Job, Tree, Urgency
-from .checks import check_name, check_number, check_syncer, raise_all
+from .book import Book
+from .checks import check_alone, check_apart, check_name, check_number, check_syncer, raise_all
 from .due import Overlap, Rules
+from .jobs import Direction, Job, Tree, Urgency
 from .ledger import Ledger
+from .listeners import Feed, Listeners
 from .runner import Runner
 from .running import call
 from .signals import Stop, until_signal
@@ -53,8 +54,9 @@ class SyncScheduler:
         overlap: what becomes of a request while its target is written; see `Overlap`.
         max_syncs: syncs that run at once, over all trials.
         snapshot_bytes: files that snapshots of checkpoints may hold; None: half of what is free.
-        observe: is called with every event, on the event loop; it must be quick. What it raises is
-            in `status` and raised by `drain`, and it is not called again.
+        observe: is called with every event, in a thread of its own; asyncio programs rather read
+            `events`. What it raises, or that it does not return, is in `status` and raised by
+            `drain`, and it is not called again.
         clock: what it takes the time from.
 
     Raises:
@@ -86,13 +88,14 @@ class SyncScheduler:
         self._rules = Rules.of(self._config, overlap=overlap)
         self._max_syncs, self._clock = max_syncs, clock or SystemClock()
         self._book, self._ledger = Book(self._rules, max_syncs), Ledger()
+        self._listeners = Listeners(observe)
         self._runner = Runner(
             self._book,
             self._ledger,
-            lambda job: call(self._syncer, job),
+            lambda job, told: call(self._syncer, job, told),
             self._config.sync_timeout,
             self._clock,
-            observe,
+            self._listeners.tell,
         )
         self._trials: dict[str, Trial] = {}
 
@@ -147,6 +150,7 @@ class SyncScheduler:
             await self._runner.stop()
         finally:
             self._threads.close()
+            self._listeners.close()
             if self._given is None and self._syncer is not None:
                 await self._syncer.aclose()
 
@@ -183,7 +187,7 @@ class SyncScheduler:
         if direction not in ("up", "down"):
             raise ConfigError(f"direction is 'up' or 'down', not {direction!r}")
         local, remote = local_path(local_dir), self._remote(trial, remote_dir)
-        self._check_apart_from_others(local, direction, trial)
+        check_alone(self._trials.values(), local, direction, trial)
         target = self._book.target(remote)
         if target.trees:
             raise ConfigError(f"{quote(remote)} is the target of another trial; give each its own")
@@ -243,7 +247,7 @@ class SyncScheduler:
             return False
         if direction == "up" and not self._moves_trees:
             return False
-        self._check_apart_from_others(trial.local, direction, name)
+        check_alone(self._trials.values(), trial.local, direction, name)
         tree = trial.tree(direction)
         due = self._clock.monotonic() - tree.succeeded_at >= self._rules.period_s
         if not due or tree.target.busy or tree.target.stuck:
@@ -270,10 +274,6 @@ class SyncScheduler:
         found, source = self._trial(trial), local_path(path)
         name = name_below(source, found.local)
         target = f"{found.remote.rstrip('/')}/{name}"
-        ticket = Ticket(f"{quote(source)} to {quote(target)}")
-        if self._syncer is None:
-            ticket._end(None, None)
-            return ticket
         job = Job(
             trial=trial,
             source=source,
@@ -282,12 +282,17 @@ class SyncScheduler:
             exclude=tuple(exclude),
             step=step,
         )
+        ticket = Ticket(job.words)
+        if self._syncer is None:
+            ticket._end(None, None)
+            return ticket
         if not self._at_once:
-            job.urgency, job.not_before = (
-                Urgency.PERIODIC,
-                found.driven.due_at(self._rules.period_s),
-            )
-        self._check_apart(found, source, name)
+            saved_at, _ = self._book.saved(trial)
+            due_at = found.driven.due_at(self._rules.period_s)
+            job.urgency = Urgency.PERIODIC
+            job.not_before = max(due_at, saved_at + self._rules.period_s)
+        if self._moves_trees:
+            await self._threads.run(check_apart, found, name)
 
         async def choose(path: str) -> Chosen:
             del path  # what is inside is as sealed as the whole
@@ -295,7 +300,8 @@ class SyncScheduler:
 
         # The same place each time: what was interrupted is found again by the next start.
         mark = digest(target.encode(errors="surrogateescape"))[:32]
-        take = partial(self._snapshots.take, source, choose, mark=mark)
+        wait = not self._book.blocked  # for what those hold, it might be for ever
+        take = partial(self._snapshots.take, source, choose, mark=mark, wait=wait)
         await self._runner.save(job, ticket, take)
         if ticket.error is not None and not job.number:
             raise ticket.error  # it was never handed over
@@ -358,10 +364,13 @@ class SyncScheduler:
             self._runner.wake()
         self._runner.raise_failure()
         self._runner.withdraw(self._book.held_up(), reasons.held_up)
+        await self._listeners.heard()
         report = self._ledger.report()
-        if (error := self._runner.observer_error) is not None:
-            self._runner.observer_error = None
-            raise ConfigError(f"the observer raised {error!r}, and was not called since") from error
+        if (error := self._listeners.error) is not None:
+            self._listeners.error = None
+            raise ConfigError(
+                f"the observer failed, and was not called since: {error!r}"
+            ) from error
         if any(strict or not isinstance(one.error, reasons.LateError) for one in report.lost):
             raise DrainError(report)
         return report
@@ -396,9 +405,16 @@ class SyncScheduler:
         """
         return until_signal(lambda: self.drain(deadline_s=deadline_s))
 
+    def events(self) -> Feed:
+        """All that happens from now on: `async for event in scheduler.events()`.
+
+        Ends when the scheduler is closed. Any number of tasks may listen, each with its own.
+        """
+        return self._listeners.feed()
+
     def status(self) -> Status:
         """How everything is now."""
-        now, error = self._clock.monotonic(), self._runner.observer_error
+        now, error = self._clock.monotonic(), self._listeners.error
         return Status(
             running=len(self._book.running()),
             waiting=len(self._book.waiting()),
@@ -408,23 +424,6 @@ class SyncScheduler:
         )
 
     # -- inside
-
-    def _check_apart(self, trial: Trial, path: str, name: str) -> None:
-        """A checkpoint is a commit of its own, not files of the directory that it is in."""
-        inside = self._moves_trees and PurePath(path).is_relative_to(trial.local)
-        if inside and Selection(trial.driven.exclude).takes(f"{name}/file"):
-            raise ConfigError(
-                f"{quote(path)} is synced as a part of {quote(trial.local)}; tell `add` how "
-                f"checkpoints are named, as in checkpoints={name.rstrip('0123456789') + '*/'!r}"
-            )
-
-    def _check_apart_from_others(self, local: str, direction: Direction, name: str) -> None:
-        """Refuse a second trial that downloads into the same directory."""
-        for other in self._trials.values():
-            if direction == "down" and other.name != name and other.local == local:
-                raise ConfigError(
-                    f"{quote(local)} is the directory of trial {quote(other.name)}, too"
-                )
 
     def _check_open(self) -> None:
         self._runner.raise_failure()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from pathlib import PurePath
 
-from .book import Direction, Tree
+from .jobs import Direction, Tree
 from .ledger import Ledger
 from .values import TrialStatus, text_of
 
@@ -43,12 +43,14 @@ class Trial:
         """How fresh its copy is."""
         tree, target = self.driven, self.driven.target
         oldest = min(tree.changed_at, tree.moving_since)
-        error = ledger.error(self.name, self.remote)
+        error, page = ledger.error(self.name, self.remote), ledger.page(self.name)
         return TrialStatus(
             trial=self.name,
             target=self.remote,
             state=_state(tree, now),
-            durable_iteration=ledger.page(self.name).iteration,
+            durable_iteration=page.iteration,
+            durable_ago_s=now - tree.succeeded_at if page.tree else None,
+            checkpoint_step=page.checkpoint.step if page.checkpoint else None,
             stale_s=now - oldest if oldest < inf else 0.0,
             queued_s=now - target.waiting[0].asked_at if target.waiting else 0.0,
             failures=tree.failures,

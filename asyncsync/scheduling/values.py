@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from html import escape
+from typing import Literal
 
 from ..errors import AsyncSyncError, quote
 from ..syncing import Receipt
 
 __all__ = [
+    "Alarm",
     "Blocked",
     "DrainError",
     "DrainReport",
@@ -17,6 +19,7 @@ __all__ = [
     "Durable",
     "Failed",
     "Lost",
+    "Missed",
     "Notice",
     "Same",
     "Started",
@@ -87,7 +90,40 @@ class Same:
     identity: str
 
 
-Notice = Started | Synced | Failed | Dropped | Blocked | Same
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """What is due is not done in the time of two of its transfers: somebody should look.
+
+    Said once for each reason, until a sync of that target succeeds.
+
+    Attributes:
+        why: `waiting` for a slot; `slow`: it is on its way; `stalled`: and nothing arrives;
+            `failing`, again and again; `blocked` by a syncer that does not end.
+        late_s: since it was due.
+        queued_s: how much of that it has waited for a slot.
+        path, part: of `stalled`: the file that it waits for, and its chunk if there are several.
+        reason: of `failing`: what failed last.
+    """
+
+    trial: str
+    target: str
+    why: Why
+    late_s: float
+    queued_s: float
+    path: str = ""
+    part: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missed:
+    """Whoever reads the events was too slow: that many older ones are gone."""
+
+    count: int
+
+
+Why = Literal["waiting", "slow", "stalled", "failing", "blocked"]
+Notice = Started | Synced | Failed | Dropped | Blocked | Same | Alarm | Missed
 Watcher = Callable[[Notice], None]
 
 
@@ -169,6 +205,8 @@ class TrialStatus:
         state: `current`, `changed` (not due yet), `waiting` (for a slot), `syncing`, `resting`
             (after a failure) or `blocked` (its syncer does not end).
         durable_iteration: the iteration of which the copy is; None: there is none yet.
+        durable_ago_s: how long ago the trial was as its copy is; None: there is none yet.
+        checkpoint_step: of the newest checkpoint that is safe.
         stale_s: how long ago the oldest change was made that is not safe; 0: all is.
         queued_s: how long it has waited for a slot.
         failures: in a row.
@@ -179,6 +217,8 @@ class TrialStatus:
     target: str
     state: str
     durable_iteration: float | None = None
+    durable_ago_s: float | None = None
+    checkpoint_step: int | None = None
     stale_s: float = 0.0
     queued_s: float = 0.0
     failures: int = 0
@@ -193,7 +233,7 @@ class Status:
         running, waiting: syncs.
         blocked: targets whose syncer does not end.
         trials: each trial's directory.
-        observer_error: what the observer raised; it has not been called since.
+        observer_error: how the observer failed; it has not been called since.
     """
 
     running: int
@@ -211,7 +251,7 @@ class Status:
             for row in ([*_COLUMNS], *rows)
         ]
         if self.observer_error:
-            head += f"; the observer raised {self.observer_error}"
+            head += f"; the observer failed: {self.observer_error}"
         return "\n".join([head, *(lines if rows else ())])
 
     def _repr_html_(self) -> str:

@@ -103,7 +103,8 @@ class LoopSyncer:
         self._clock = clock or SystemClock()
         self._timeout_s = sync_timeout
         self._engine = Engine(
-            Bounds(memory_bytes=memory_bytes, max_files=max_files, max_requests=max_requests)
+            Bounds(memory_bytes=memory_bytes, max_files=max_files, max_requests=max_requests),
+            self._clock,
         )
         self._threads = Threads(min(8, max_requests))
         self._stores = Stores(

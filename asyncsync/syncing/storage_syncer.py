@@ -96,7 +96,7 @@ class StorageSyncer:
             sync_timeout=sync_timeout,
             snapshot_bytes=snapshot_bytes,
         )
-        self._isolation, self._observe = isolation, observe
+        self._isolation, self.observe = isolation, observe
         settings = asdict(self._settings)
         here = LoopSyncer(**settings, observe=observe, clock=clock)  # checks them, too
         self._saves = Saves(observe)
@@ -440,7 +440,7 @@ class StorageSyncer:
 
     async def _call(self, method: str, observe: Observer | None, **arguments: Any) -> Any:
         self._check_reach(arguments["remote_dir"])
-        told = self._observe if observe is None else observe
+        told = self.observe if observe is None else observe
         return await self._engine.call(method, arguments, told)
 
     @asynccontextmanager

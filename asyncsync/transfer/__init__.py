@@ -1,7 +1,7 @@
 """Planning and moving trees: scan, plan (pure), then files by chunks under common bounds."""
 
 from .committed import Committed, Inspected, Unverified
-from .engine import Arrived, Bounds, Engine, Outcome, Tally
+from .engine import Arrived, Bounds, Engine, Outcome
 from .failures import unstable
 from .journal import Journal
 from .pieces import SourceFile
@@ -9,6 +9,7 @@ from .plan import Plan, plan_transfer
 from .records import Records
 from .snapshot import Chosen, Held, Snapshots
 from .source import Directory, Links, Scan
+from .tally import Tally
 
 __all__ = [
     "Arrived",

@@ -10,17 +10,18 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
 
+from ..clock import Clock, SystemClock
 from ..concurrency import ByteBudget, each, each_bounded
 from ..digest import CHUNK_BYTES, chunk_count, tree_digest
-from ..events import Moved, Observer
 from ..manifest import FileEntry
 from ..names import is_commit_file
 from ..storage import File, NewFile, Stored, TreeWriter
 from ..units import KIB, MIB
 from .failures import one_error
 from .pieces import Moving, Piece
+from .tally import Tally
 
-__all__ = ["Arrived", "Bounds", "Engine", "Note", "Outcome", "Source", "Tally"]
+__all__ = ["Arrived", "Bounds", "Engine", "Note", "Outcome", "Source"]
 
 _SMALL_BYTES = 256 * KIB
 _BATCH_FILES = 64
@@ -73,48 +74,6 @@ class Outcome:
 
     entries: dict[str, FileEntry] = field(default_factory=dict)
     moving: list[str] = field(default_factory=list)
-
-
-class Tally:
-    """Counts what has been moved and reports it; the totals grow when files are sent again.
-
-    What an interrupted attempt has moved counts, and is `resumed_bytes` and `resumed_files`, too.
-    """
-
-    def __init__(self, observe: Observer) -> None:
-        self._observe = observe
-        self.moved_bytes = self.total_bytes = self.moved_files = self.total_files = 0
-        self.resumed_bytes = self.resumed_files = 0
-
-    def expect(self, files: Sequence[File]) -> None:
-        """These are going to be moved."""
-        self.total_files += len(files)
-        self.total_bytes += sum(file.size_bytes for file in files)
-
-    def settle(self) -> None:
-        """Nothing more of what was expected will move: it is gone, or expected anew."""
-        self.total_bytes, self.total_files = self.moved_bytes, self.moved_files
-
-    def resumed(self, path: str, size_bytes: int, *, last: bool, whole: bool) -> None:
-        """A chunk had arrived already; the `last` of its file, of which nothing is left to move."""
-        self.resumed_bytes += size_bytes
-        self.resumed_files += last and whole
-        self.moved(path, size_bytes, files=int(last))
-
-    def moved(self, path: str, size_bytes: int, *, files: int) -> None:
-        """That many bytes have arrived, and completed that many files."""
-        self.moved_bytes += size_bytes
-        self.moved_files += files
-        self._observe(
-            Moved(
-                path=path,
-                size_bytes=size_bytes,
-                moved_bytes=self.moved_bytes,
-                total_bytes=self.total_bytes,
-                moved_files=self.moved_files,
-                total_files=self.total_files,
-            )
-        )
 
 
 class _Use(Generic[F]):
@@ -185,8 +144,8 @@ class _Writing(_Use[F]):
 class Engine:
     """The bounds that all transfers of one syncer share."""
 
-    def __init__(self, bounds: Bounds) -> None:
-        self._bounds = bounds
+    def __init__(self, bounds: Bounds, clock: Clock | None = None) -> None:
+        self._bounds, self._clock = bounds, clock or SystemClock()
         self._budget = ByteBudget(bounds.memory_bytes)
         self._files = anyio.Semaphore(bounds.max_files)
         self._requests = anyio.Semaphore(bounds.max_requests)
@@ -245,8 +204,9 @@ class Engine:
                     await self._small(batch, source, use, outcome)
 
         before = len(outcome.entries) + len(outcome.moving)
-        with one_error():
-            await each_bounded(self._bounds.max_files, batches(files), act)
+        async with use.tally.watched(self._clock):
+            with one_error():
+                await each_bounded(self._bounds.max_files, batches(files), act)
         if len(outcome.entries) + len(outcome.moving) < before + len(files):
             # A task group takes a CancelledError from inside for the end of that task.
             done = outcome.entries.keys() | set(outcome.moving)
@@ -267,10 +227,11 @@ class Engine:
         if not batch:
             return
         async with self._requests, self._budget.borrow(sum(f.size_bytes for f in batch)):
-            read = list(zip(batch, await source.read_many(batch), strict=True))
-            whole = [(file, piece) for file, piece in read if isinstance(piece, Piece)]
-            if whole:
-                await use.many(whole)
+            with use.tally.under_way(batch[0].path, None):
+                read = list(zip(batch, await source.read_many(batch), strict=True))
+                whole = [(file, piece) for file, piece in read if isinstance(piece, Piece)]
+                if whole:
+                    await use.many(whole)
         outcome.entries |= {f.path: _entry(f, [piece.digest]) for f, piece in whole}
         outcome.moving += [file.path for file, piece in read if isinstance(piece, Moving)]
 
@@ -281,7 +242,7 @@ class Engine:
         chunks = [held.get(number, "") for number in range(count)]
 
         async def act(number: int) -> None:
-            async with self._chunk(file, number, source) as piece:
+            async with self._chunk(file, number, source, use.tally) as piece:
                 chunks[number] = piece.digest
                 await use.part(file, number, piece)
 
@@ -296,10 +257,14 @@ class Engine:
         return _entry(file, chunks)
 
     @asynccontextmanager
-    async def _chunk(self, file: F, number: int, source: Source[F]) -> AsyncIterator[Piece]:
+    async def _chunk(
+        self, file: F, number: int, source: Source[F], tally: Tally
+    ) -> AsyncIterator[Piece]:
         size = _chunk_bytes(file, number)
+        part = number if file.size_bytes > CHUNK_BYTES else None
         async with self._requests, self._budget.buffer(size) as buffer:
-            yield await source.read(file, number, buffer)
+            with tally.under_way(file.path, part):
+                yield await source.read(file, number, buffer)
 
     # -- going on where an interrupted attempt was
 
@@ -327,16 +292,18 @@ class Engine:
         held = use.arrived(file)
         if held is None:
             return {}
-        if not held.current and not await self._is_same(file, source, held.chunks):
+        if not held.current and not await self._is_same(file, source, held.chunks, use.tally):
             await use.discard(file)
             return {}
         return held.chunks
 
-    async def _is_same(self, file: F, source: Source[F], chunks: Mapping[int, str]) -> bool:
+    async def _is_same(
+        self, file: F, source: Source[F], chunks: Mapping[int, str], tally: Tally
+    ) -> bool:
         same: list[bool] = []
 
         async def compare(number: int) -> None:
-            async with self._chunk(file, number, source) as piece:
+            async with self._chunk(file, number, source, tally) as piece:
                 same.append(piece.digest == chunks[number])
 
         await each(chunks, compare, limit=self._bounds.max_requests)

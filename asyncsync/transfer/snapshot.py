@@ -121,6 +121,7 @@ class Snapshots:
         links: Links = "refuse",
         link: bool = False,
         mark: str = "",
+        wait: bool = True,
     ) -> AsyncIterator[Held | None]:
         """Hold the tree at `path` still for the length of the block; on entry it may change.
 
@@ -134,6 +135,7 @@ class Snapshots:
             link: second names for the files will do: nobody rewrites one in place.
             mark: what is taken under the same mark is in the same place, unless that is in use: so
                 a sync of it can be gone on with.
+            wait: for room; or else it is None.
 
         Raises:
             RefusedError: a name or kind of file that the tree may not hold.
@@ -142,7 +144,7 @@ class Snapshots:
         """
         async with AsyncExitStack() as stack:
             try:
-                held = await self._take(stack, _Taking(path, choose, links, link, mark))
+                held = await self._take(stack, _Taking(path, choose, links, link, mark, wait))
             except AsyncSyncError:
                 raise
             except OSError:  # the snapshot's: those of the tree itself come as ours
@@ -156,7 +158,8 @@ class Snapshots:
         room = await self._room(taking.path)
         if taking.link:
             size = 0  # a second name takes no room
-        if size > room.bound_bytes:
+        taken = 0 if taking.wait else room.budget.used
+        if taken + size > room.bound_bytes:
             return None
         await stack.enter_async_context(room.budget.borrow(size))
         holder = await stack.enter_async_context(self._holder(taking.path, taking.mark))
@@ -267,6 +270,7 @@ class _Taking:
     links: Links
     link: bool
     mark: str
+    wait: bool
 
     @asynccontextmanager
     async def open(self, path: str, chosen: Chosen, threads: Threads) -> AsyncIterator[Directory]:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -25,13 +26,16 @@ from asyncsync.errors import (
     TransferError,
     TransientError,
 )
-from asyncsync.events import Moved
+from asyncsync.events import Committed, Event, Moved, Stalled
 from asyncsync.scheduling import (
+    Alarm,
     Blocked,
     DrainError,
     DrainReport,
     Dropped,
     Failed,
+    Feed,
+    Missed,
     Notice,
     Same,
     Started,
@@ -39,9 +43,11 @@ from asyncsync.scheduling import (
     SyncScheduler,
     Ticket,
 )
-from asyncsync.scheduling.book import Urgency
+from asyncsync.scheduling.jobs import Urgency
 from asyncsync.syncing import Receipt
 from asyncsync.testing import FakeClock, settle
+from asyncsync.transfer import Directory
+from asyncsync.transfer.pieces import Piece
 
 T = TypeVar("T")
 PERIOD = 60.0
@@ -98,10 +104,17 @@ class Stage:
         self.place, self.clock = place, FakeClock()
         self.syncer = FakeSyncer(self.clock, seconds)
         self.events: list[Notice] = []
+        self.readers: list[asyncio.Task[None]] = []
 
     def make(self, config: SyncConfig = CONFIG, **more: Any) -> SyncScheduler:
-        more = {"clock": self.clock, "observe": self.events.append, **more}
-        return SyncScheduler(self.syncer, config, **more)
+        more = {"clock": self.clock, **more}
+        scheduler = SyncScheduler(self.syncer, config, **more)
+        self.readers.append(asyncio.create_task(self.read(scheduler.events())))
+        return scheduler
+
+    async def read(self, feed: Feed) -> None:
+        async for event in feed:
+            self.events.append(event)
 
     @asynccontextmanager
     async def open(
@@ -157,6 +170,19 @@ def stage(tmp_path: Path) -> Stage:
 
 def forever(clock: FakeClock) -> Callable[[], Awaitable[None]]:
     return lambda: clock.sleep(1e9)
+
+
+def deaf_until(release: anyio.Event) -> Callable[[], Awaitable[None]]:
+    """Does not end when it is cancelled."""
+
+    async def deaf() -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    return deaf
 
 
 def failing(*errors: Exception | None) -> Callable[[], Awaitable[None]]:
@@ -297,6 +323,19 @@ async def test_to_the_head_a_checkpoint_may_wait_for_the_period(
         assert ticket.done
 
 
+async def test_checkpoints_that_may_wait_do_so_without_any_report(stage: Stage) -> None:
+    config = SyncConfig(sync_period=PERIOD, sync_on_checkpoint=False)
+    async with stage.open(config=config) as scheduler:
+        await stage.save(scheduler, "a", "c1")
+        await stage.clock.advance(10)
+        await stage.save(scheduler, "a", "c2")
+        await stage.clock.advance(100)
+        (first,), (second,) = stage.syncer.at("x://a/c1"), stage.syncer.at("x://a/c2")
+
+        assert second == first + PERIOD
+        assert stage.told(Alarm) == []
+
+
 async def test_a_checkpoint_that_is_not_there_is_refused_at_once(stage: Stage) -> None:
     async with stage.open() as scheduler:
         with pytest.raises(NotFoundError, match="nowhere"):
@@ -313,9 +352,13 @@ async def test_a_checkpoint_that_would_be_synced_as_artifacts_is_refused(stage: 
         for name in ("checkpoint_7", "mine"):
             await stage.drive((await stage.save(scheduler, "b", name)).durable())
         made = stage.checkpoint_dir("elsewhere", "step_7")
+        with pytest.raises(ConfigError, match=r"checkpoints='step_\*/'"):  # it would hide that
+            await stage.drive(scheduler.checkpoint("b", made), 0.001)
+        made = stage.checkpoint_dir("elsewhere", "step_8")
         await stage.drive((await stage.drive(scheduler.checkpoint("b", made), 0.001)).durable())
 
-        assert len(stage.syncer.at("x://b/step_7")) == 1
+        assert stage.syncer.at("x://b/step_7") == []
+        assert len(stage.syncer.at("x://b/step_8")) == 1
 
 
 async def test_where_there_is_no_room_for_a_snapshot_it_returns_when_all_is_done(
@@ -539,14 +582,7 @@ async def test_a_syncer_that_does_not_end_blocks_its_target_and_nothing_else(
 ) -> None:
     release = anyio.Event()
 
-    async def deaf() -> None:
-        while not release.is_set():
-            try:
-                await release.wait()
-            except asyncio.CancelledError:
-                continue
-
-    stage.syncer.acts["x://a/c"] = deaf
+    stage.syncer.acts["x://a/c"] = deaf_until(release)
     config = SyncConfig(sync_period=PERIOD, sync_timeout=10)
     async with stage.open("a", "b", config=config, max_syncs=1) as scheduler:
         await stage.save(scheduler, "a", "c")
@@ -672,13 +708,6 @@ async def test_leaving_drains(stage: Stage) -> None:
 async def test_an_exception_stops_what_runs_and_is_not_hidden(stage: Stage, acts: str) -> None:
     release = anyio.Event()
 
-    async def deaf() -> None:
-        while not release.is_set():
-            try:
-                await release.wait()
-            except asyncio.CancelledError:
-                continue
-
     tickets: list[Ticket] = []
 
     async def train() -> None:
@@ -686,7 +715,7 @@ async def test_an_exception_stops_what_runs_and_is_not_hidden(stage: Stage, acts
             tickets.append(await stage.save(scheduler, "a", "c"))
             raise ZeroDivisionError
 
-    stage.syncer.acts["x://a/c"] = forever(stage.clock) if acts == "hangs" else deaf
+    stage.syncer.acts["x://a/c"] = forever(stage.clock) if acts == "hangs" else deaf_until(release)
     with pytest.raises(ZeroDivisionError):
         await train()
     with pytest.raises(TransientError, match="left"):
@@ -942,14 +971,7 @@ async def test_completion_waits_for_a_checkpoint_whose_snapshot_is_being_made(
 async def test_completion_does_not_wait_for_a_syncer_that_does_not_end(stage: Stage) -> None:
     release = anyio.Event()
 
-    async def deaf() -> None:
-        while not release.is_set():
-            try:
-                await release.wait()
-            except asyncio.CancelledError:
-                continue
-
-    stage.syncer.acts["x://a"] = deaf
+    stage.syncer.acts["x://a"] = deaf_until(release)
     async with stage.open(config=SyncConfig(sync_timeout=10)) as scheduler:
         scheduler.report("a")
         await stage.clock.advance(25)
@@ -1024,15 +1046,275 @@ async def test_an_observer_that_raises_is_not_called_again_and_named(stage: Stag
 
     async with stage.open(observe=broken) as scheduler:
         scheduler.report("a")
-        await stage.clock.advance(5)
-        status = scheduler.status()
         with pytest.raises(ConfigError, match="my own bug"):
             await stage.drive(scheduler.drain())
+        status = scheduler.status()
 
-    assert len(calls) >= 1
-    assert "my own bug" in status.observer_error
+    assert len(calls) == 1
+    assert status.observer_error == ""  # it was told
     assert stage.syncer.at("x://a") == [0]
-    assert stage.told(Synced) == []
+    assert len(stage.told(Synced)) == 1
+
+
+async def test_an_observer_hears_everything_in_order_before_a_drain_returns(stage: Stage) -> None:
+    calls: list[Notice] = []
+    async with stage.open("a", "b", observe=calls.append) as scheduler:
+        for _ in range(3):
+            scheduler.report("a")
+            scheduler.report("b")
+            await stage.clock.advance(PERIOD)
+        await stage.drive(scheduler.drain())
+        await settle()
+
+        assert len(calls) == 12
+        assert calls == stage.events
+
+
+async def test_an_observer_that_hangs_holds_up_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncsync.scheduling.listeners._GRACE_S", 0.01)
+    release = threading.Event()
+    calls: list[Notice] = []
+
+    def hangs(event: Notice) -> None:
+        calls.append(event)
+        release.wait()
+
+    try:
+        async with stage.open(observe=hangs) as scheduler:
+            scheduler.report("a")
+            await stage.clock.advance(PERIOD)
+            scheduler.report("a")
+            await stage.clock.advance(PERIOD)
+            assert stage.syncer.at("x://a") == [0, PERIOD]
+            with pytest.raises(ConfigError, match="has not returned"):
+                await stage.drive(scheduler.drain())
+            with pytest.raises(ConfigError, match="has not returned"):
+                await stage.drive(scheduler.drain())
+            assert len(calls) == 1
+            release.set()
+    finally:
+        release.set()
+
+
+async def test_events_are_read_by_any_number_of_tasks_until_the_end(stage: Stage) -> None:
+    async with stage.open() as scheduler:
+        scheduler.report("a")
+        await stage.clock.advance(2)
+        late = scheduler.events()
+        scheduler.report("a")
+        await stage.clock.advance(PERIOD)
+
+    assert [type(event) async for event in late] == [Started, Synced]
+    assert [type(event) async for event in late] == []  # it stays at its end
+    assert [type(event) async for event in scheduler.events()] == []
+    assert [type(event) for event in stage.events] == [Started, Synced] * 2
+
+
+async def test_who_reads_events_too_slowly_is_told_what_is_missing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncsync.scheduling.listeners._KEPT", 3)
+    async with stage.open() as scheduler:
+        slow = scheduler.events()
+        for _ in range(4):
+            scheduler.report("a")
+            await stage.clock.advance(PERIOD)
+
+    read = [event async for event in slow]
+    assert read[0] == Missed(count=5)
+    assert [type(event) for event in read[1:]] == [Synced, Started, Synced]
+
+
+async def test_a_blocked_target_with_a_snapshot_leaves_room_to_others(stage: Stage) -> None:
+    release = anyio.Event()
+    stage.syncer.acts["x://a/c"] = deaf_until(release)
+    config = SyncConfig(sync_period=PERIOD, sync_timeout=10)
+    async with stage.open("a", "b", config=config, snapshot_bytes=10) as scheduler:
+        await stage.save(scheduler, "a", "c")
+        await stage.clock.advance(25)
+        await stage.save(scheduler, "a", "c")  # takes the room, and cannot start
+        other = await stage.save(scheduler, "b", "c")
+        assert scheduler.status().blocked == ("x://a/c",)
+        assert other.done
+        with pytest.raises(DrainError, match="does not end"):
+            await stage.drive(scheduler.drain())
+        release.set()
+        await settle()
+
+
+async def test_a_drain_ends_when_a_blocked_target_holds_the_room_others_wait_for(
+    stage: Stage,
+) -> None:
+    release = anyio.Event()
+    stage.syncer.acts["x://a/c"] = deaf_until(release)
+    config = SyncConfig(sync_period=PERIOD, sync_timeout=10)
+    async with stage.open("a", "b", config=config, snapshot_bytes=15) as scheduler:
+        await stage.save(scheduler, "a", "c")
+        await stage.save(scheduler, "a", "c")
+        made = stage.checkpoint_dir("b", "c", b"10 bytes..")
+        waiting = asyncio.create_task(scheduler.checkpoint("b", made))  # not blocked yet
+        await stage.clock.advance(25)
+        assert not waiting.done()
+        with pytest.raises(DrainError, match="does not end"):
+            await stage.drive(scheduler.drain())
+        ticket = await waiting
+        await stage.drive(ticket.durable())
+        assert len(stage.syncer.at("x://b/c")) == 1
+        release.set()
+        await settle()
+
+
+# -- alarms
+
+
+def alarms(stage: Stage) -> list[tuple[float, str, str]]:
+    return [(alarm.late_s, alarm.target, alarm.why) for alarm in stage.told(Alarm)]
+
+
+async def test_what_waits_for_a_slot_for_too_long_raises_an_alarm_once(stage: Stage) -> None:
+    stage.syncer.acts["x://a"] = forever(stage.clock)
+    async with stage.open("a", "b", max_syncs=1) as scheduler:
+        scheduler.report("a")
+        await stage.clock.advance(1)
+        scheduler.report("b")
+        await stage.clock.advance(8.99)
+        assert alarms(stage) == []
+        await stage.clock.advance(0.01)
+        assert alarms(stage) == [(10, "x://a", "slow")]
+        await stage.clock.advance(300)
+
+        assert alarms(stage) == [(10, "x://a", "slow"), (10, "x://b", "waiting")]
+        assert [(a.trial, a.queued_s) for a in stage.told(Alarm)] == [("a", 0), ("b", 10)]
+        stage.syncer.acts.clear()
+        raise_error = asyncio.create_task(scheduler.drain(deadline_s=0))
+        await stage.drive(raise_error)
+
+
+async def test_an_alarm_has_the_patience_of_two_transfers(stage: Stage) -> None:
+    stage.syncer.seconds = 30
+    async with stage.open() as scheduler:
+        scheduler.report("a")
+        await stage.clock.advance(PERIOD)
+        stage.events.clear()
+        stage.syncer.seconds = 60
+        scheduler.report("a")
+        await stage.clock.advance(PERIOD)
+        assert alarms(stage) == []  # not later than twice as long as the last time
+        stage.syncer.seconds = 130
+        await stage.clock.advance(1)
+        scheduler.report("a")
+        await stage.clock.advance(119)
+        assert alarms(stage) == []
+        await stage.clock.advance(1)
+        assert alarms(stage) == [(120, "x://a", "slow")]
+
+
+async def test_an_alarm_is_raised_again_after_a_success(stage: Stage) -> None:
+    stage.syncer.seconds = 11
+    async with stage.open() as scheduler:
+        for _ in range(3):
+            scheduler.report("a")
+            await stage.clock.advance(11)
+            stage.syncer.seconds *= 2.5
+            await stage.clock.advance(200)
+
+        assert [round(late) for late, _, _ in alarms(stage)] == [10, 22, 55]
+
+
+async def test_what_fails_again_and_again_raises_an_alarm_with_its_reason(stage: Stage) -> None:
+    stage.syncer.acts["x://a"] = failing(OSError("no route"))
+    stage.syncer.acts["x://a/c"] = failing(OSError("no way"))
+    async with stage.open() as scheduler:
+        scheduler.report("a")
+        await stage.clock.advance(120)
+        assert [(a.why, a.reason) for a in stage.told(Alarm)] == [("failing", "no route")]
+        assert stage.told(Alarm)[0].late_s == 10
+        stage.events.clear()
+        stage.syncer.acts["x://a"] = failing(None)
+        await stage.clock.advance(200)
+        with pytest.raises(OSError, match="no way"):
+            await stage.drive((await stage.save(scheduler, "a", "c")).durable())
+        await stage.clock.advance(1000)
+        assert stage.told(Alarm) == []  # it has ended: who waits for it knows
+        stage.syncer.acts.clear()
+        with pytest.raises(DrainError):
+            await stage.drive(scheduler.drain())
+
+
+async def test_a_target_that_is_blocked_raises_an_alarm_when_it_is_due(stage: Stage) -> None:
+    release = anyio.Event()
+    stage.syncer.acts["x://a"] = deaf_until(release)
+    async with stage.open(config=SyncConfig(sync_period=PERIOD, sync_timeout=5)) as scheduler:
+        scheduler.report("a")
+        await stage.clock.advance(15)
+        assert scheduler.status().blocked == ("x://a",)
+        scheduler.report("a")
+        await stage.clock.advance(100)
+
+        assert [alarm.why for alarm in stage.told(Alarm)] == ["slow", "blocked"]
+        release.set()
+        stage.syncer.acts.clear()
+        await settle()
+
+
+async def test_nothing_is_late_before_its_threshold_or_within_its_period(stage: Stage) -> None:
+    async with stage.open() as scheduler:
+        scheduler.report("a", training_iteration=0, time_total_s=0)
+        await stage.clock.advance(10_000)
+        scheduler.report("a", training_iteration=9, time_total_s=9)
+        await stage.clock.advance(30)
+        scheduler.report("a", training_iteration=9, time_total_s=9)
+        await stage.clock.advance(1000)
+
+        assert stage.syncer.at("x://a") == [10_000, 10_000 + PERIOD]
+        assert alarms(stage) == []
+
+
+async def test_a_stalled_sync_raises_an_alarm_that_names_file_and_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "big").write_bytes(bytes(CHUNK_BYTES + 1))
+    clock, gate, events = FakeClock(), anyio.Event(), list[Notice]()
+    read, heard = Directory.read, list[Event]()
+
+    async def stalls(source: Directory, file: Any, number: int, into: memoryview) -> Piece:
+        if number == 1:
+            await gate.wait()
+        return await read(source, file, number, into)
+
+    monkeypatch.setattr(Directory, "read", stalls)
+
+    async def listen(feed: Feed) -> None:
+        async for event in feed:
+            events.append(event)
+            if isinstance(event, Alarm) and event.why == "stalled":
+                gate.set()
+
+    async def train() -> None:
+        async with (
+            StorageSyncer(isolation="loop", clock=clock, observe=heard.append) as syncer,
+            SyncScheduler(syncer, CONFIG, clock=clock) as scheduler,
+        ):
+            listening = asyncio.create_task(listen(scheduler.events()))
+            scheduler.add("a", local_dir=tmp_path / "source", remote_dir=tmp_path / "target")
+            scheduler.report("a")
+        await listening
+
+    training = asyncio.create_task(train())
+    with anyio.fail_after(30):
+        while not training.done():
+            stuck = any(isinstance(event, Moved) for event in heard) and not gate.is_set()
+            await clock.advance(5 if stuck else 0.01)
+            await asyncio.wait({training}, timeout=0.002)
+    await training
+
+    alarms = [event for event in events if isinstance(event, Alarm)]
+    assert [(a.trial, a.path, a.part) for a in alarms if a.why == "stalled"] == [("a", "big", 1)]
+    assert any(isinstance(event, Stalled) for event in heard)  # the syncer's own observer, too
+    assert any(isinstance(event, Committed) for event in heard)
 
 
 async def test_a_directory_that_is_gone_is_a_failure_that_is_named(tmp_path: Path) -> None:

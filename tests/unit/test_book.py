@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncsync.scheduling.book import Book, Job, Tree, Urgency
+from asyncsync.scheduling.book import Book
 from asyncsync.scheduling.due import Decision, Overlap, Rules
+from asyncsync.scheduling.jobs import Job, Tree, Urgency
 
 PERIOD = 60.0
 TRIALS = 4
@@ -75,7 +76,7 @@ def test_what_was_not_reported_is_not_synced_again() -> None:
     (first,) = book.starts(0.0)
     book.succeeded(first, 5.0)
 
-    assert book.next_at() is None
+    assert book.next_at() == inf
     assert book.starts(1000.0) == []
 
 
@@ -92,6 +93,23 @@ def test_urgent_ones_go_first_and_old_ones_before_them() -> None:
         book.succeeded(job, now)
 
     assert order == ["t2", "t0", "t3", "t1"]
+
+
+def test_what_has_been_replaced_in_line_takes_no_room_there() -> None:
+    book, _ = make(slots=1)
+    book.ask(checkpoint("t0", "c"), 0.0)
+    (running,) = book.starts(0.0)
+    for now in range(1, 1000):
+        book.ask(checkpoint("t1", "c"), now)
+        book.ask(checkpoint("t2", f"c{now % 5}"), now)
+
+    assert len(book._line) < 100
+    book.succeeded(running, 1000.0)
+    started = []
+    while jobs := book.starts(1000.0):
+        started += [job.target for job in jobs]
+        book.succeeded(jobs[0], 1000.0)
+    assert sorted(started) == ["x://t1/c", *(f"x://t2/c{n}" for n in range(5))]
 
 
 def test_in_a_hurry_the_newest_checkpoints_go_first_and_small_ones_before_large_ones() -> None:
@@ -266,7 +284,7 @@ class World:
                 self.end(job, "good")
             self.start()
             if not self.book.running():
-                if (at := self.book.next_at()) is None:
+                if (at := self.book.next_at()) == inf:
                     return
                 self.now = max(self.now, at)
         raise AssertionError("it does not come to rest")
@@ -323,7 +341,7 @@ def test_while_there_are_slots_the_copy_is_at_most_a_period_and_a_transfer_old(
         while True:
             ends.extend((now + transfer_s, job) for job in book.starts(now))
             moments = [when for when, _ in ends]
-            if (at := book.next_at()) is not None:
+            if (at := book.next_at()) < inf:
                 moments.append(at)
             if not moments or min(moments) > end:
                 break
