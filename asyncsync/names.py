@@ -35,6 +35,7 @@ __all__ = [
     "is_snapshot",
     "is_stage",
     "new_attempt",
+    "parents_of",
     "parts_name",
     "sort_key",
 ]
@@ -199,9 +200,9 @@ def check_set(
         RefusedError: a path is there twice, is a file and a directory, or lies inside a commit
             that lists its own files; and names one of the paths.
     """
-    above = _parents(chain(files, directories))
+    above = parents_of(chain(files, directories))
     _refuse_any(above.intersection(nested), "is a commit of its own, and its files are its own")
-    above.update(directories, nested, _parents(nested))
+    above.update(directories, nested, parents_of(nested))
     _refuse_any(above.intersection(files), "is a file and a directory")
     paths = set(chain(files, directories, nested))
     if len(paths) < len(files) + len(directories) + len(nested):
@@ -209,7 +210,7 @@ def check_set(
         _refuse_any((path for path, count in counts.items() if count > 1), "is listed twice")
 
 
-def _parents(paths: Iterable[str]) -> set[str]:
+def parents_of(paths: Iterable[str]) -> set[str]:
     """Every directory that one of `paths` lies in."""
     found: set[str] = set()
     for path in paths:

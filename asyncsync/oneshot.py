@@ -25,6 +25,7 @@ async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise
     include: Sequence[str] = (),
     kind: Kind | None = None,
     replace: bool = False,
+    delete: bool = True,
     links: Links = "refuse",
     step: int | None = None,
     observe: Observer = ignore,
@@ -38,6 +39,7 @@ async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise
             include=include,
             kind=kind,
             replace=replace,
+            delete=delete,
             links=links,
             step=step,
         )

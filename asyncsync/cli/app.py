@@ -193,6 +193,7 @@ def app() -> None:
     help="A tree that keeps changing, or a checkpoint. Default: as it is; else sealed.",
 )
 @_switch("--replace", text="Replace another checkpoint of that name.")
+@_switch("--no-delete", text="Keep in a rolling tree what is gone from SRC.")
 @click.option(
     "--links",
     type=click.Choice(["refuse", "follow"]),
@@ -211,6 +212,7 @@ def _up(  # noqa: PLR0913 - a parameter is an option here
     patterns: Patterns,
     rolling: bool | None,
     replace: bool,
+    no_delete: bool,
     links: Links,
     step: int | None,
     dry_run: bool,
@@ -228,6 +230,7 @@ def _up(  # noqa: PLR0913 - a parameter is an option here
         patterns=patterns,
         kind=None if rolling is None else "rolling" if rolling else "sealed",
         replace=replace,
+        delete=not no_delete,
         links=links,
         step=step,
         limits=limits,

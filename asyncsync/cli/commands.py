@@ -35,6 +35,7 @@ async def up(  # noqa: PLR0913 - each is an option of the command
     patterns: Patterns,
     kind: Kind | None,
     replace: bool,
+    delete: bool,
     links: Links,
     step: int | None,
     limits: Limits,
@@ -46,12 +47,12 @@ async def up(  # noqa: PLR0913 - each is an option of the command
         if dry_run:
             plan = await syncer.plan_up(
                 source, location, exclude=exclude, include=include,
-                kind=kind, replace=replace, links=links,
+                kind=kind, replace=replace, delete=delete, links=links,
             )  # fmt: skip
             return _planned(session.output, plan)
         receipt = await syncer.sync_up(
             source, location, exclude=exclude, include=include,
-            kind=kind, replace=replace, links=links, step=step,
+            kind=kind, replace=replace, delete=delete, links=links, step=step,
         )  # fmt: skip
     return _synced("committed", receipt)
 

@@ -107,6 +107,7 @@ class Tree:
     """A tree in one direction, and what is known of how fresh its copy is.
 
     Attributes:
+        delete: what is gone from the source goes from its copy.
         version: counts what was reported.
         changed_at: when the oldest change came that no sync has begun to move; inf: there is none.
         moving_since: the same of what a sync is moving.
@@ -121,6 +122,7 @@ class Tree:
     target: Target
     direction: Direction
     exclude: tuple[str, ...] = ()
+    delete: bool = True
     iterations: float | None = 0
     reached: bool = False
     version: int = 0

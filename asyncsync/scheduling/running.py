@@ -128,6 +128,7 @@ async def call(syncer: AsyncSyncer | None, job: Job, observe: Observer) -> Recei
         job.source,
         job.target,
         exclude=job.exclude,
+        delete=job.tree is None or job.tree.delete,
         kind="sealed" if job.tree is None else "rolling",
         step=job.step,
         observe=told,

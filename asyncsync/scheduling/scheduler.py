@@ -165,6 +165,7 @@ class SyncScheduler:
         direction: Direction = "up",
         checkpoints: str = "checkpoint_*/",
         exclude: Sequence[str] = (),
+        delete: bool = True,
     ) -> None:
         """Take a trial in: from now on, `report` keeps the copy of its directory fresh.
 
@@ -176,6 +177,7 @@ class SyncScheduler:
             checkpoints: gitignore pattern of the directories below `local_dir` that are written as
                 checkpoints: half written, they are not part of what `report` syncs.
             exclude: gitignore patterns of what is left out, too.
+            delete: False keeps in the remote directory what is gone from the local one.
 
         Raises:
             ConfigError: it takes part already, or its target is that of another trial.
@@ -191,8 +193,16 @@ class SyncScheduler:
         target = self._book.target(remote)
         if target.trees:
             raise ConfigError(f"{quote(remote)} is the target of another trial; give each its own")
-        left_out = tuple(Selection((checkpoints, *exclude)).exclude)  # and checks them
-        tree = Tree(trial=trial, source=local, target=target, direction=direction, exclude=left_out)
+        if not (delete or isinstance(self._syncer, StorageSyncer)):
+            raise ConfigError("delete=False is for a StorageSyncer; tell your own syncer itself")
+        tree = Tree(
+            trial=trial,
+            source=local,
+            target=target,
+            direction=direction,
+            exclude=tuple(Selection((checkpoints, *exclude)).exclude),  # and checks them
+            delete=delete,
+        )
         target.trees.append(tree)
         self._trials[trial] = Trial(trial, local, remote, tree)
 

@@ -151,14 +151,16 @@ class LoopSyncer:
         include: Sequence[str] = (),
         kind: Kind | None = None,
         replace: bool = False,
+        delete: bool = True,
         links: Links = "refuse",
         step: int | None = None,
         snapshot: Snapshot = False,
         observe: Observer = ignore,
     ) -> Receipt:
         request = upload_request(
-            local_dir, remote_dir, exclude, include, kind, links, replace, step
-        )
+            local_dir, remote_dir, exclude, include, kind, links,
+            replace=replace, delete=delete, step=step,
+        )  # fmt: skip
         check_snapshot(snapshot)
         started = self._clock.monotonic()
         async with (
@@ -200,10 +202,11 @@ class LoopSyncer:
         include: Sequence[str] = (),
         kind: Kind | None = None,
         replace: bool = False,
+        delete: bool = True,
         links: Links = "refuse",
     ) -> SyncPlan:
         request = upload_request(
-            local_dir, remote_dir, exclude, include, kind, links, replace, None
+            local_dir, remote_dir, exclude, include, kind, links, replace=replace, delete=delete
         )
         async with self._store(request.remote, self._observe) as (store, tree):
             await self._check_overlap(request.local, request.remote)

@@ -28,6 +28,7 @@ class Request:
     selection: Selection
     kind: Kind | None = None
     replace: bool = False
+    delete: bool = True
     links: Links = "refuse"
     step: int | None = None
     held: Held | None = None
@@ -52,6 +53,7 @@ class Request:
             "include": self.selection.include,
             "kind": self.kind,
             "replace": self.replace,
+            "delete": self.delete,
             "links": self.links,
         }
 
@@ -62,34 +64,39 @@ class Request:
             remote=self.remote / path,
             selection=self.selection.below(path),
             replace=self.replace,
+            delete=self.delete,
             links=self.links,
             held=self.held.nested[path] if self.held else None,
         )
 
 
-def upload_request(
+def upload_request(  # noqa: PLR0913 - the front door's keywords
     local_dir: Path,
     remote_dir: Path,
     exclude: Sequence[str],
     include: Sequence[str],
     kind: Kind | None,
     links: Links,
+    *,
     replace: bool,
-    step: int | None,
+    delete: bool,
+    step: int | None = None,
 ) -> Request:
     """The request, checked: what cannot be written down, or read again, is refused here."""
     if kind not in (None, *get_args(Kind)):
         raise ConfigError(f"kind is 'sealed', 'rolling' or None, not {kind!r}")
     if links not in get_args(Links):
         raise ConfigError(f"links is 'refuse' or 'follow', not {links!r}")
-    if not isinstance(replace, bool):
-        raise ConfigError(f"replace is True or False, not {replace!r}")
+    for name, value in (("replace", replace), ("delete", delete)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} is True or False, not {value!r}")
     return Request(
         local=local_path(local_dir),
         remote=Location.parse(remote_dir),
         selection=Selection(exclude, include),
         kind=kind,
         replace=replace,
+        delete=delete,
         links=links,
         step=_step(step),
     )

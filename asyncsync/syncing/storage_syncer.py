@@ -149,6 +149,7 @@ class StorageSyncer:
         include: Sequence[str] = (),
         kind: Kind | None = None,
         replace: bool = False,
+        delete: bool = True,
         links: Links = "refuse",
         step: int | None = None,
         snapshot: Literal[False] = False,
@@ -165,6 +166,7 @@ class StorageSyncer:
         include: Sequence[str] = (),
         kind: Kind | None = None,
         replace: bool = False,
+        delete: bool = True,
         links: Links = "refuse",
         step: int | None = None,
         snapshot: Literal[True, "link"],
@@ -180,6 +182,7 @@ class StorageSyncer:
         include: Sequence[str] = (),
         kind: Kind | None = None,
         replace: bool = False,
+        delete: bool = True,
         links: Links = "refuse",
         step: int | None = None,
         snapshot: Snapshot = False,
@@ -198,6 +201,7 @@ class StorageSyncer:
             kind: `sealed` (written once) or `rolling` (updated again and again); None takes that
                 of the commit that is there, or `sealed`.
             replace: take the place of whatever commit is there.
+            delete: False keeps in a rolling target what is gone from the source.
             links: `follow` copies what links to files inside the tree lead to.
             step: training step to order commits by; None takes the number the name ends in.
             snapshot: True makes a second version of the tree, by reflinks or else by copying;
@@ -210,7 +214,10 @@ class StorageSyncer:
             DeadlineError: `sync_timeout` is over.
             AsyncSyncError: another failure; its class says what to do.
         """
-        asked = upload_request(local_dir, remote_dir, exclude, include, kind, links, replace, step)
+        asked = upload_request(
+            local_dir, remote_dir, exclude, include, kind, links,
+            replace=replace, delete=delete, step=step,
+        )  # fmt: skip
 
         async def call(told: Observer | None) -> Receipt:
             more = {"step": asked.step, "snapshot": snapshot}
@@ -229,10 +236,13 @@ class StorageSyncer:
         include: Sequence[str] = (),
         kind: Kind | None = None,
         replace: bool = False,
+        delete: bool = True,
         links: Links = "refuse",
     ) -> SyncPlan:
         """What `sync_up` would do, without doing it. Raises what it would raise before it moves."""
-        asked = upload_request(local_dir, remote_dir, exclude, include, kind, links, replace, None)
+        asked = upload_request(
+            local_dir, remote_dir, exclude, include, kind, links, replace=replace, delete=delete
+        )
         return cast("SyncPlan", await self._call("plan_up", None, **asked.arguments))
 
     async def sync_down(

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from ..digest import digest
 from ..errors import (
@@ -19,7 +19,7 @@ from ..errors import (
     quote,
 )
 from ..events import Committed, Planned, Skipped, SourceChanged, ignore
-from ..manifest import DirectoryEntry, Entry, FileEntry, Header, Kind, Manifest, NestedEntry
+from ..manifest import Header, Kind, Manifest, NestedEntry
 from ..names import NEXT, new_attempt, sort_key
 from ..patterns import TEMPORARY_NAMES, Selection
 from ..storage import Durability, Intent, TreeStore, TreeWriter
@@ -30,7 +30,6 @@ from ..transfer import (
     Directory,
     Held,
     Journal,
-    Plan,
     Records,
     Scan,
     Snapshots,
@@ -41,6 +40,7 @@ from ..transfer import (
 )
 from .base import Receipt, SyncPlan
 from .decisions import may_replace, step_of
+from .found import Found
 from .requests import Request
 from .tools import Tools
 
@@ -48,28 +48,6 @@ __all__ = ["Upload"]
 
 _ROUNDS = 10
 _PAUSE_S = 0.05
-
-
-@dataclass
-class _Found:
-    """What is at both ends, and what follows from it."""
-
-    kind: Kind
-    previous: Manifest | None
-    scan: Scan
-    plan: Plan
-    nested: tuple[NestedEntry, ...]
-    entries: Mapping[str, FileEntry] = field(default_factory=dict)
-    hashed: bool = False
-
-    @property
-    def inside(self) -> set[str]:
-        """Paths of the commits inside the target."""
-        return {entry.path for entry in self.nested}
-
-    @property
-    def others(self) -> tuple[Entry, ...]:
-        return (*self.scan.directories, *self.nested)
 
 
 class Upload:
@@ -144,8 +122,7 @@ class Upload:
         """
         started = self._clock.monotonic()
         async with self._source() as (source, previous, kind):
-            found = await self._look(source, previous, kind)
-            origin = await self._origin()
+            found, origin = await self._look(source, previous, kind), await self._origin()
             self._check_conflict(found, origin)
             found.nested = await self._send_nested(found)
             self._check_conflict(found, origin)
@@ -201,10 +178,10 @@ class Upload:
             return None
         return header
 
-    async def _look(self, source: Directory, previous: Manifest | None, kind: Kind) -> _Found:
+    async def _look(self, source: Directory, previous: Manifest | None, kind: Kind) -> Found:
         nested = previous.nested if previous else await self._nested_there()
         found = await self._compare(source, previous, kind, nested)
-        if previous and not _is_unchanged(found):
+        if previous and not found.unchanged:
             # Only a sync that is going to write needs to know what was committed inside since.
             nested = await self._nested_there()
             if nested != previous.nested:
@@ -218,7 +195,7 @@ class Upload:
         previous: Manifest | None,
         kind: Kind,
         nested: tuple[NestedEntry, ...],
-    ) -> _Found:
+    ) -> Found:
         inside = {entry.path for entry in nested}
         scan = await source.scan(self._selection(kind), inside=inside)
         held = self._request.held
@@ -229,7 +206,11 @@ class Upload:
         await self._settle(scan)
         known = await self._threads.run(self._records.load, held.originals if held else scan.files)
         there = previous.files if previous else {}
-        found = _Found(kind, previous, scan, plan_transfer(scan.files, known, there), nested)
+        found = Found(kind, previous, scan, plan_transfer(scan.files, known, there), nested)
+        if kind == "rolling" and not self._request.delete:
+            found.keeps = True
+            gone = set(found.plan.delete).difference(entry.path for entry in found.kept())
+            found.plan = replace(found.plan, delete=tuple(sorted(gone, key=sort_key)))
         await self._hash_unknown(source, found)
         return found
 
@@ -265,7 +246,7 @@ class Upload:
                 "committed",
                 side="source",
             )
-        if previous is None or not previous.files or scan.files:
+        if previous is None or not previous.files or scan.files or not self._request.delete:
             return
         raise RefusedError(
             f"source {quote(self._request.local)} is empty but {self._where} holds "
@@ -280,7 +261,7 @@ class Upload:
         if wait_ns:
             await self._clock.sleep(wait_ns / 1e9)
 
-    async def _hash_unknown(self, source: Directory, found: _Found) -> None:
+    async def _hash_unknown(self, source: Directory, found: Found) -> None:
         """Turn "perhaps the same" into the same or another."""
         plan = found.plan
         found.entries = {entry.path: entry for entry in plan.keep}
@@ -298,7 +279,7 @@ class Upload:
                 other.append(file)
         found.plan = replace(plan, send=tuple(other), check=())
 
-    def _announce(self, found: _Found) -> None:
+    def _announce(self, found: Found) -> None:
         self._observe(
             Planned(
                 send_files=len(found.plan.send),
@@ -311,9 +292,9 @@ class Upload:
 
     # -- deciding
 
-    def _check_conflict(self, found: _Found, origin: Header | None) -> None:
+    def _check_conflict(self, found: Found, origin: Header | None) -> None:
         previous, request = found.previous, self._request
-        if previous is None or _is_unchanged(found):
+        if previous is None or found.unchanged:
             return
         if may_replace(
             previous,
@@ -336,7 +317,7 @@ class Upload:
 
     # -- sending
 
-    async def _send_nested(self, found: _Found) -> tuple[NestedEntry, ...]:
+    async def _send_nested(self, found: Found) -> tuple[NestedEntry, ...]:
         """Sync the commits inside the source, each as a tree of its own, before their parent.
 
         Returns:
@@ -350,8 +331,8 @@ class Upload:
         ]
         return (*kept, *sent)
 
-    async def _send(self, source: Directory, found: _Found) -> Receipt:
-        if found.previous is not None and _is_unchanged(found):
+    async def _send(self, source: Directory, found: Found) -> Receipt:
+        if found.previous is not None and found.unchanged:
             if found.hashed:  # to know it was the work of this sync, and need not be of the next
                 await self._remember(found)
             return self._receipt(
@@ -387,7 +368,7 @@ class Upload:
         return self._receipt(manifest, found, durability, rounds)
 
     async def _commit(
-        self, source: Directory, found: _Found, writer: TreeWriter, attempt: str
+        self, source: Directory, found: Found, writer: TreeWriter, attempt: str
     ) -> tuple[Manifest, Durability]:
         for again in reversed(range(_ROUNDS)):
             manifest = await self._threads.run(self._manifest, found, attempt)
@@ -395,10 +376,13 @@ class Upload:
             try:
                 return manifest, await writer.commit(manifest)
             except IntegrityError as exc:
-                found.entries = dict(manifest.files)
-                missing = tuple(found.scan.files[p] for p in exc.paths if p in found.scan.files)
-                if not missing or not again:
+                files = found.scan.files
+                found.entries = {p: e for p, e in manifest.files.items() if p in files}
+                missing = tuple(files[path] for path in exc.paths if path in files)
+                lost = {entry.path for entry in found.kept()}.intersection(exc.paths)
+                if not (missing or lost) or not again:
                     raise
+                found.missing |= lost
             # What its manifest says that the target holds is not there, or a store has dropped
             # what was on its way: send it, too.
             sent = {file.path for file in found.plan.send}
@@ -410,7 +394,7 @@ class Upload:
     async def _until_still(
         self,
         source: Directory,
-        found: _Found,
+        found: Found,
         writer: TreeWriter,
         send: tuple[SourceFile, ...],
         arrived: Mapping[str, Arrived] | None = None,
@@ -447,7 +431,7 @@ class Upload:
     def _unstable(self, what: str, paths: Iterable[str]) -> SourceChangedError:
         return unstable(self._request.local, what, paths)
 
-    async def _changed(self, source: Directory, found: _Found, moving: set[str]) -> set[str]:
+    async def _changed(self, source: Directory, found: Found, moving: set[str]) -> set[str]:
         """Paths that are not what was sent. A sealed tree must be still as a whole."""
         if found.kind == "rolling" and not moving:
             return set()
@@ -469,7 +453,7 @@ class Upload:
         other = {path for path, file in now.files.items() if before.files.get(path) != file}
         return gone | other | moving
 
-    async def _remember(self, found: _Found) -> None:
+    async def _remember(self, found: Found) -> None:
         held = self._request.held
         files = held.originals if held else found.scan.files
         known = [(f, found.entries[path]) for path, f in files.items() if path in found.entries]
@@ -477,7 +461,7 @@ class Upload:
 
     # -- results
 
-    def _manifest(self, found: _Found, attempt: str) -> Manifest:
+    def _manifest(self, found: Found, attempt: str) -> Manifest:
         request, previous = self._request, found.previous
         step = request.step if request.step is not None else step_of(request.remote.name)
         header = Header(
@@ -491,10 +475,10 @@ class Upload:
             created=round(self._clock.now(), 3),
             parent=previous.identity if previous else None,
         )
-        return Manifest.of(header, [*found.entries.values(), *found.others])
+        return Manifest.of(header, [*found.entries.values(), *found.kept(), *found.others])
 
     def _receipt(
-        self, manifest: Manifest, found: _Found, durability: Durability, rounds: int
+        self, manifest: Manifest, found: Found, durability: Durability, rounds: int
     ) -> Receipt:
         kept: list[int] = []
         if len(found.plan.send) < manifest.header.files:  # else a table of a million is not needed
@@ -516,18 +500,3 @@ class Upload:
             rounds=rounds,
             durability=durability,
         )
-
-
-def _is_unchanged(found: _Found) -> bool:
-    if found.previous is None or found.plan.send or found.plan.delete:
-        return False
-    if found.previous.header.kind != found.kind:
-        return False
-    if not found.inside.issuperset(found.scan.nested):
-        return False
-    others = [e for e in found.previous.entries if not isinstance(e, FileEntry)]
-    return sorted(others, key=_path) == sorted(found.others, key=_path)
-
-
-def _path(entry: DirectoryEntry | FileEntry | NestedEntry) -> bytes:
-    return sort_key(entry.path)

@@ -5,7 +5,7 @@ from .engine import Arrived, Bounds, Engine, Outcome
 from .failures import unstable
 from .journal import Journal
 from .pieces import SourceFile
-from .plan import Plan, plan_transfer
+from .plan import Plan, plan_transfer, vanished
 from .records import Records
 from .snapshot import Chosen, Held, Snapshots
 from .source import Directory, Links, Scan
@@ -32,4 +32,5 @@ __all__ = [
     "Unverified",
     "plan_transfer",
     "unstable",
+    "vanished",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..manifest import FileEntry
-from ..names import sort_key
+from ..names import parents_of, sort_key
 from .pieces import SourceFile
 
-__all__ = ["Plan", "plan_transfer"]
+__all__ = ["Plan", "plan_transfer", "vanished"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +58,15 @@ def plan_transfer(
             send.append(file)
     delete = sorted(there.keys() - files.keys(), key=sort_key)
     return Plan(tuple(send), tuple(check), tuple(keep), tuple(delete))
+
+
+def vanished(there: Iterable[FileEntry], files: Collection[str]) -> list[FileEntry]:
+    """What is there and not in the source, and may stay: no file of the source needs its place."""
+    above = parents_of(files)
+    return [
+        entry
+        for entry in there
+        if entry.path not in files
+        and entry.path not in above
+        and parents_of([entry.path]).isdisjoint(files)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,14 +21,16 @@ from asyncsync.errors import (
     ClashError,
     ConfigError,
     ConflictError,
+    IntegrityError,
     NotCommittedError,
     NotFoundError,
     RefusedError,
 )
 from asyncsync.events import Committed, Moved, Planned, Skipped, Started
-from asyncsync.manifest import Kind, decode
+from asyncsync.manifest import Kind, Manifest, decode
 from asyncsync.names import MANIFEST, new_attempt
-from asyncsync.storage import Intent
+from asyncsync.storage import Durability, Intent
+from asyncsync.storage.committed.writer import CommittedWriter
 from asyncsync.storage.local import LocalTrees
 from asyncsync.syncing import Receipt, StorageSyncer
 from asyncsync.testing import FakeClock
@@ -363,6 +366,77 @@ async def test_only_what_changed_is_read_again(
     await asyncsync.sync_up(source, target)
 
     assert set(read) == {"a"}
+
+
+async def test_what_is_gone_from_the_source_may_stay_in_a_rolling_target(
+    source: Path, place: str, tmp_path: Path
+) -> None:
+    async with StorageSyncer(isolation="loop") as syncer:
+
+        async def up() -> Receipt:
+            return await syncer.sync_up(source, f"{place}/trial", kind="rolling", delete=False)
+
+        await up()
+        (source / "a").unlink()
+        (source / "d" / "e" / "c").unlink()  # its directory is empty from here on
+        (source / "d" / "b").write_bytes(b"new")
+        plan = await syncer.plan_up(source, f"{place}/trial", kind="rolling", delete=False)
+        second = await up()
+        same = await up()
+        await syncer.sync_down(f"{place}/trial", tmp_path / "back")
+
+        assert plan.delete == ()
+        assert (second.files, second.deleted_files) == (FILES, 0)
+        assert (same.sent_files, same.identity) == (0, second.identity)
+        assert content(tmp_path / "back") == {**TREE, "d/b": b"new"}
+        assert (await syncer.verify(f"{place}/trial")).ok
+        for path in source.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert (await up()).files == FILES  # is it mounted? then nothing is lost either
+        deleting = await syncer.sync_up(make(source, {"a": b"1"}), f"{place}/trial", kind="rolling")
+        assert (deleting.files, deleting.deleted_files) == (1, FILES - 1)
+
+
+async def test_what_stays_gives_way_to_what_needs_its_place(source: Path, place: str) -> None:
+    async def up() -> Receipt:
+        return await asyncsync.sync_up(source, f"{place}/trial", kind="rolling", delete=False)
+
+    await up()
+    shutil.rmtree(source / "d")
+    (source / "a").unlink()
+    make(source, {"a/is/now/a": b"directory", "d": b"is a file", "hollow/inner/x": b"1"})
+    receipt = await up()
+    there = await asyncsync.verify(f"{place}/trial")
+    (source / "a" / "is" / "now" / "a").unlink()
+    (source / "hollow" / "inner" / "x").rename(source / "x")
+    shutil.rmtree(source / "hollow")
+    again = await up()
+
+    assert there.ok
+    assert (receipt.files, receipt.deleted_files) == (4, 3)  # a, d/b, d/e/c
+    assert (again.files, again.deleted_files) == (5, 0)
+    assert (await asyncsync.verify(f"{place}/trial")).ok
+
+
+async def test_what_is_whole_in_neither_place_does_not_stay(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"memory://{os.urandom(8).hex()}/trial"
+    await asyncsync.sync_up(source, place, kind="rolling")
+    (source / "a").unlink()
+    (source / "d" / "b").write_bytes(b"new")
+    commit = CommittedWriter.commit
+
+    async def looks(writer: CommittedWriter, manifest: Manifest) -> Durability:
+        if "a" in manifest.files:
+            raise IntegrityError("overwritten by a dead attempt", side="target", paths=["a"])
+        return await commit(writer, manifest)
+
+    monkeypatch.setattr(CommittedWriter, "commit", looks)
+    receipt = await asyncsync.sync_up(source, place, kind="rolling", delete=False)
+
+    assert receipt.files == FILES - 1
+    assert (await asyncsync.verify(place)).ok
 
 
 @pytest.mark.parametrize("kind", ["sealed", "rolling"])
