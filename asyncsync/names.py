@@ -18,6 +18,7 @@ from .errors import RefusedError, quote
 
 __all__ = [
     "ATTEMPT",
+    "LAST_FILES",
     "LOCK",
     "MANIFEST",
     "MAX_COMPONENT_BYTES",
@@ -50,16 +51,20 @@ MAX_COMPONENT_BYTES = 255
 MAX_PATH_BYTES = 4095
 MAX_DEPTH = 64
 
-_COMMIT_FILES = frozenset(
+LAST_FILES = frozenset(
     {
         "commit_success.txt",  # Orbax
         "_CHECKPOINT_METADATA",  # Orbax
         ".metadata",  # PyTorch DCP
         ".snapshot_metadata",  # torchsnapshot
-        "latest",  # DeepSpeed
-        "latest_checkpointed_iteration.txt",  # Megatron
     }
 )
+"""What frameworks write into a checkpoint when all else is there."""
+
+_COMMIT_FILES = LAST_FILES | {
+    "latest",  # DeepSpeed
+    "latest_checkpointed_iteration.txt",  # Megatron
+}
 
 _RESERVED = ".asyncsync"
 _HOLDER = re.compile(r"\.(?P<name>.*)\.asyncsync-(?P<kind>tmp|trash|snap)-[0-9a-f]{32}", re.DOTALL)

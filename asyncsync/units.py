@@ -6,7 +6,7 @@ import re
 
 from .errors import ConfigError
 
-__all__ = ["GIB", "KIB", "MIB", "format_bytes", "format_seconds", "parse_bytes"]
+__all__ = ["GIB", "KIB", "MIB", "format_amount", "format_bytes", "format_seconds", "parse_bytes"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -48,3 +48,9 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def format_amount(files: int, size_bytes: int) -> str:
+    """`3 files (1.2 MiB)`."""
+    noun = "file" if files == 1 else "files"
+    return f"{files} {noun} ({format_bytes(size_bytes)})"

@@ -372,6 +372,70 @@ def _doctor(*, location: str, clean: bool, older_than: float, options: Options) 
     return Job(command="doctor", options=options, work=work)
 
 
+@app.command("watch")
+@click.argument("source", metavar="DIR")
+@_location
+@click.option(
+    "--period",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two syncs of what is no checkpoint.",
+)
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a checkpoint must not have changed.",
+)
+@click.option(
+    "--checkpoints",
+    metavar="PATTERN",
+    multiple=True,
+    help="How checkpoint directories are named.  [default: checkpoint[-_]*/]",
+)
+@click.option(
+    "--exclude", metavar="PATTERN", multiple=True, help="Leave out what matches. Repeatable."
+)
+@_with_limits
+@_with_options
+def _watch(
+    *,
+    source: str,
+    location: str,
+    period: float,
+    settle: float,
+    checkpoints: tuple[str, ...],
+    exclude: tuple[str, ...],
+    limits: Limits,
+    options: Options,
+) -> Job:
+    """Sync the local directory DIR to LOCATION as it changes, until it is stopped.
+
+    Checkpoints go up once they are complete; what vanishes from DIR stays at LOCATION.
+    """
+    from ..watching import CHECKPOINTS
+    from .watch import watch
+
+    for name, value in (("period", period), ("settle", settle)):
+        if not math.isfinite(value):
+            raise ConfigError(f"--{name} {value:g} is no time; give seconds above 0")
+    work = partial(
+        watch,
+        directory=_local(source, "watch DIR LOCATION"),
+        location=_place(location),
+        period_s=period,
+        settle_s=settle,
+        checkpoints=checkpoints or CHECKPOINTS,
+        exclude=exclude,
+        limits=limits,
+    )
+    return Job(command="watch", options=options, work=work, until_stopped=True)
+
+
 @app.command("demo")
 @click.option(
     "--to", metavar="LOCATION", help="Where checkpoints go and stay; also s3:// or gs://."

@@ -16,7 +16,7 @@ from ..errors import ConfigError, IntegrityError, quote
 from ..location import Location
 from ..manifest import Kind
 from ..syncing import Commit, ProbeReport, Receipt, StorageSyncer, SyncPlan
-from ..units import format_bytes, format_seconds
+from ..units import format_amount, format_bytes, format_seconds
 from .job import Limits, Links, Outcome, Patterns
 from .output import Output
 from .runner import Session
@@ -105,7 +105,7 @@ async def restore(
 def _synced(verb: str, receipt: Receipt) -> Outcome:
     resumed = f"{format_bytes(receipt.resumed_bytes)} before, " if receipt.resumed_bytes else ""
     text = (
-        f"{quote(receipt.location)}: {verb} {_amount(receipt.files, receipt.size_bytes)} in "
+        f"{quote(receipt.location)}: {verb} {format_amount(receipt.files, receipt.size_bytes)} in "
         f"{format_seconds(receipt.seconds)}: {format_bytes(receipt.sent_bytes)} sent, {resumed}"
         f"{format_bytes(receipt.skipped_bytes)} unchanged, {receipt.deleted_files} deleted; "
         f"identity {receipt.identity[:12]}, durability {receipt.durability}"
@@ -132,8 +132,8 @@ def _planned(output: Output, plan: SyncPlan) -> Outcome:
         "delete_files": len(plan.delete),
     }
     text = (
-        f"{quote(plan.target)}: would send {_amount(len(plan.send), plan.send_bytes)}, keep "
-        f"{_amount(len(plan.skip), plan.skip_bytes)}, delete {len(plan.delete)}; nothing changed"
+        f"{quote(plan.target)}: would send {format_amount(len(plan.send), plan.send_bytes)}, keep "
+        f"{format_amount(len(plan.skip), plan.skip_bytes)}, delete {len(plan.delete)}; nothing changed"
     )
     return Outcome(summary=counts, text=text)
 
@@ -168,7 +168,7 @@ async def verify(session: Session, *, location: str, limits: Limits) -> Outcome:
             "restore an older commit"
         )
         return Outcome(summary=summary, text=text, exit_code=IntegrityError.exit_code)
-    amount = _amount(report.files, report.size_bytes)
+    amount = format_amount(report.files, report.size_bytes)
     return Outcome(
         summary=summary, text=f"{where}: verified {amount}, identity {report.identity[:12]}"
     )
@@ -237,7 +237,7 @@ async def rm(session: Session, *, location: str, yes: bool, allow_uncommitted: b
 
 async def _question(syncer: StorageSyncer, location: str, *, allow_uncommitted: bool) -> str:
     commits = [commit async for commit in syncer.commits(location)]
-    amount = _amount(sum(c.files for c in commits), sum(c.size_bytes for c in commits))
+    amount = format_amount(sum(c.files for c in commits), sum(c.size_bytes for c in commits))
     noun = "commit" if len(commits) == 1 else "commits"
     more = " and files of no commit" if allow_uncommitted else ""
     return f"Delete {len(commits)} {noun}, {amount}{more}, at {quote(location)}? [y/N] "
@@ -333,8 +333,3 @@ def _free_below(path: str) -> int:
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return shutil.disk_usage(path).free
-
-
-def _amount(files: int, size_bytes: int) -> str:
-    noun = "file" if files == 1 else "files"
-    return f"{files} {noun} ({format_bytes(size_bytes)})"

@@ -55,9 +55,11 @@ class Job:
 
     Attributes:
         unfinished: what people have to know when a signal stops it before its commit.
+        until_stopped: a signal is its normal end: it sets `Session.stop`, and cancels nothing.
     """
 
     command: str
     options: Options
     work: Callable[[Session], Awaitable[Outcome]]
     unfinished: str = "stopped"
+    until_stopped: bool = False

@@ -116,7 +116,7 @@ class Output:
         return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
 
-def event_name(event: Event) -> str:
+def event_name(event: object) -> str:
     """`SourceChanged` as `source_changed`."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
 

@@ -81,11 +81,12 @@ def this_process() -> World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What a running command works with."""
+    """What a running command works with; `stop` is set when it shall end."""
 
     world: World
     output: Output
     monitor: Monitor
+    stop: anyio.Event
 
     def syncer(self, limits: Limits | None = None) -> AbstractAsyncContextManager[StorageSyncer]:
         """A syncer that reports to this session; enter it."""
@@ -114,7 +115,7 @@ class _Run:
         self._world = world
         self._output = Output(job.options, stdout=world.stdout, stderr=world.stderr)
         self._monitor = Monitor(self._output, world.clock, choose_display(self._output))
-        self._scope = anyio.CancelScope()
+        self._scope, self._stop = anyio.CancelScope(), anyio.Event()
         self._signal: signal.Signals | None = None
 
     async def main(self) -> int:
@@ -137,10 +138,15 @@ class _Run:
             signal.signal(each, signal.SIG_DFL)  # the next one needs no loop to be obeyed
         self._monitor.close()  # and finds the cursor visible
         self._output.note(f"asyncsync: {number.name}: stopping; again to stop at once")
-        self._scope.cancel()
+        if self._job.until_stopped:
+            self._stop.set()
+        else:
+            self._scope.cancel()
 
     async def _work(self) -> int:
-        session = Session(world=self._world, output=self._output, monitor=self._monitor)
+        session = Session(
+            world=self._world, output=self._output, monitor=self._monitor, stop=self._stop
+        )
         outcome = None
         try:
             with self._scope:

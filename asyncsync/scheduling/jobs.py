@@ -31,6 +31,7 @@ class Job:
     Attributes:
         source, target: from where to where; of a download, the remote is the source.
         tree: the tree it brings up to date; None for a checkpoint, which has its own target.
+        replace: another checkpoint of that name.
         number: the order in which jobs came.
         version: of the tree, or of the trial's checkpoints: a later one is newer.
         size_bytes: if it is known; what is small goes first when time is short.
@@ -47,6 +48,7 @@ class Job:
     direction: Direction = "up"
     exclude: tuple[str, ...] = ()
     step: int | None = None
+    replace: bool = False
     number: int = 0
     version: int = 0
     size_bytes: int = 0

@@ -130,6 +130,7 @@ async def call(syncer: AsyncSyncer | None, job: Job, observe: Observer) -> Recei
         exclude=job.exclude,
         delete=job.tree is None or job.tree.delete,
         kind="sealed" if job.tree is None else "rolling",
+        replace=job.replace,
         step=job.step,
         observe=told,
     )

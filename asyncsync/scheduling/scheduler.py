@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from math import inf
 from types import TracebackType
@@ -266,7 +266,14 @@ class SyncScheduler:
         return True
 
     async def checkpoint(
-        self, trial: str, path: Path, *, step: int | None = None, exclude: Sequence[str] = ()
+        self,
+        trial: str,
+        path: Path,
+        *,
+        step: int | None = None,
+        exclude: Sequence[str] = (),
+        replace: bool = False,
+        snapshot: bool = True,
     ) -> Ticket:
         """Save the directory at `path` as a checkpoint of the trial.
 
@@ -275,6 +282,12 @@ class SyncScheduler:
         by its path below the local one, or else by its name.
 
         Cancelled, nothing is saved.
+
+        Args:
+            step: training step to order checkpoints by; None takes the number the name ends in.
+            exclude: gitignore patterns relative to `path`.
+            replace: take the place of another checkpoint of that name.
+            snapshot: False reads the directory itself, and returns when all is done.
 
         Raises:
             ConfigError: the trial was not added, or is over; or the directory would be part of what
@@ -291,6 +304,7 @@ class SyncScheduler:
             urgency=Urgency.FORCED,
             exclude=tuple(exclude),
             step=step,
+            replace=replace,
         )
         ticket = Ticket(job.words)
         if self._syncer is None:
@@ -312,7 +326,7 @@ class SyncScheduler:
         mark = digest(target.encode(errors="surrogateescape"))[:32]
         wait = not self._book.blocked  # for what those hold, it might be for ever
         take = partial(self._snapshots.take, source, choose, mark=mark, wait=wait)
-        await self._runner.save(job, ticket, take)
+        await self._runner.save(job, ticket, take if snapshot else nullcontext)
         if ticket.error is not None and not job.number:
             raise ticket.error  # it was never handed over
         goes_up = self._moves_trees and found.driven.direction == "up"

@@ -1,0 +1,136 @@
+"""`asyncsync watch`: sync a directory as it changes, and say what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import anyio
+
+from ..concurrency import beside
+from ..errors import BusyError, quote
+from ..events import Event, Reduced
+from ..scheduling import Alarm, Blocked, Failed, Feed, Notice, Synced, SyncScheduler
+from ..syncing import SyncConfig
+from ..units import format_amount, format_bytes, format_seconds
+from ..watching import Away, Back, Sight, Watch
+from .job import Limits, Outcome
+from .output import Output, event_name
+from .runner import Session
+
+__all__ = ["watch"]
+
+_TRIAL = "watched"
+
+
+async def watch(
+    session: Session,
+    *,
+    directory: str,
+    location: str,
+    period_s: float,
+    settle_s: float,
+    checkpoints: Sequence[str],
+    exclude: Sequence[str],
+    limits: Limits,
+) -> Outcome:
+    """Watch a directory until a signal comes; then sync what is left."""
+    speaker, clock = _Speaker(session.output), session.world.clock
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Reduced):  # all else is told of each sync as a whole
+            session.monitor(event)
+
+    config = SyncConfig(sync_period=period_s, sync_timeout=limits.timeout_s or 1800)
+    async with session.world.open_syncer(
+        Limits(jobs=limits.jobs, bwlimit=limits.bwlimit), observe
+    ) as syncer:
+        scheduler = SyncScheduler(syncer, config, clock=clock)
+        feed = scheduler.events()
+        async with beside(lambda: speaker.read(feed)):
+            async with scheduler:
+                first, *others = checkpoints
+                scheduler.add(
+                    _TRIAL,
+                    local_dir=directory,
+                    remote_dir=location,
+                    checkpoints=first,
+                    exclude=(*others, *exclude),
+                    delete=False,
+                )
+                watching = Watch(
+                    directory,
+                    scheduler,
+                    _TRIAL,
+                    settle_s=settle_s,
+                    checkpoints=checkpoints,
+                    observe=speaker.see,
+                    clock=clock,
+                )
+                left = await watching.run(session.stop)
+            await speaker.done.wait()
+    if left:
+        raise BusyError(
+            f"{len(left)} of the checkpoints in {quote(directory)} may be half written and were "
+            f"not saved, {quote(left[0])} first; watch it again when they are complete",
+            side="source",
+            paths=left,
+        )
+    summary = {"location": location, "synced": speaker.synced, "failed": speaker.failed}
+    return Outcome(summary=summary, text=f"{quote(location)}: everything is there")
+
+
+class _Speaker:
+    """Says what happens.
+
+    Attributes:
+        done: there is nothing more to say.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self.synced = self.failed = 0
+        self.done = anyio.Event()
+
+    async def read(self, feed: Feed) -> None:
+        async for notice in feed:
+            self._output.emit("schedule", {"what": event_name(notice), **asdict(notice)})
+            self._say(notice)
+        self.done.set()
+
+    def see(self, sight: Sight) -> None:
+        """Whether the directory is there."""
+        self._output.emit("schedule", {"what": event_name(sight), **asdict(sight)})
+        where = quote(sight.directory)
+        if isinstance(sight, Back):
+            self._output.note(f"asyncsync: {where} is there again")
+        elif isinstance(sight, Away):
+            self._output.note(f"asyncsync: waiting for {where}: {sight.reason}")
+        else:
+            self._output.note(f"asyncsync: looking for changes: {sight.reason}")
+
+    def _say(self, notice: Notice) -> None:
+        if isinstance(notice, Synced):
+            self._say_synced(notice)
+        elif isinstance(notice, Failed):
+            self.failed += 1
+            again = f"; again in {format_seconds(notice.wait_s)}" if notice.again else ""
+            self._output.error(f"{quote(notice.target)}: {notice.reason}{again}")
+        elif isinstance(notice, Blocked):
+            state = "goes on" if notice.free else "does not end although it was cancelled"
+            self._output.error(f"{quote(notice.target)}: its sync {state}")
+        elif isinstance(notice, Alarm):
+            part = "" if notice.part is None else f", part {notice.part}"
+            what = f", at {quote(notice.path)}{part}" if notice.path else ""
+            late = format_seconds(notice.late_s)
+            self._output.note(f"asyncsync: {quote(notice.target)}: {notice.why}{what}; {late} late")
+
+    def _say_synced(self, notice: Synced) -> None:
+        receipt = notice.receipt
+        if receipt is None or not (receipt.sent_files or receipt.deleted_files):
+            return
+        self.synced += 1
+        self._output.result(
+            f"{quote(notice.target)}: {format_amount(receipt.files, receipt.size_bytes)}, "
+            f"{format_bytes(receipt.sent_bytes)} sent in {format_seconds(notice.seconds)}"
+        )

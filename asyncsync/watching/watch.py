@@ -1,0 +1,218 @@
+"""Watch: looks at a directory again and again, and has its scheduler sync what has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import anyio
+import anyio.abc
+
+from ..clock import Clock, SystemClock
+from ..concurrency import Threads
+from ..errors import ConfigError
+from ..patterns import Selection
+from ..scheduling import SyncScheduler
+from ..syncing import Path, local_path, within
+from .hints import NoHints, hints
+from .looks import Look, look_at
+from .settling import Ready, Settling
+
+__all__ = ["CHECKPOINTS", "Away", "Back", "Polling", "Sight", "Watch"]
+
+CHECKPOINTS = ("checkpoint[-_]*/",)
+"""How the directories of checkpoints are named, unless somebody says otherwise."""
+
+_RESCAN_S = 30.0
+_REST_S = 1.0
+_REST_TIMES = 10  # a large tree is looked at less often: a look takes a tenth of the time
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """The directory is not there, or cannot be read; nothing is deleted anywhere because of it."""
+
+    directory: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """It is there again, or for the first time."""
+
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Polling:
+    """Nobody says when something changes there: it is looked for."""
+
+    directory: str
+    reason: str
+
+
+Sight = Away | Back | Polling
+
+
+class Watch:
+    """Syncs a directory that somebody else writes.
+
+    A checkpoint is saved once it has not changed for a while, or when the last file that its
+    framework writes is there; everything else is synced by the scheduler's period. What vanishes
+    here stays there.
+
+    Args:
+        scheduler: open, with the trial that the directory was added as: without its checkpoints,
+            and with `delete=False`.
+        settle_s: how long a checkpoint must not have changed.
+        checkpoints: gitignore patterns of their directories.
+        observe: hears whether the directory is there.
+        hint: calls back when something changes.
+
+    Raises:
+        ConfigError: `settle_s` is no time, or a pattern is wrong.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        scheduler: SyncScheduler,
+        trial: str,
+        *,
+        settle_s: float = 10.0,
+        checkpoints: Sequence[str] = CHECKPOINTS,
+        observe: Callable[[Sight], None] = lambda sight: None,
+        clock: Clock | None = None,
+        hint: Callable[[str, Callable[[], None]], Awaitable[None]] = hints,
+    ) -> None:
+        if not 0 < settle_s < float("inf"):
+            raise ConfigError(f"settle is a number of seconds above 0, not {settle_s!r}")
+        self._directory = local_path(directory)
+        self._scheduler, self._trial = scheduler, trial
+        self._observe, self._hint = observe, hint
+        self._clock = clock or SystemClock()
+        self._checkpoints = Selection(checkpoints)
+        self._settling = Settling(settle_s)
+        # Changes are looked for at least that often; more often where nobody tells of them.
+        self._poll_s = max(_REST_S, min(_RESCAN_S, settle_s / 2))
+        self._rescan_s = _RESCAN_S
+        self._woken = anyio.Event()
+        self._place: tuple[int, int] | None = None
+        self._away = False
+        self._rest = ""
+        self._watched: anyio.CancelScope | None = None
+
+    async def run(self, stop: anyio.Event) -> list[str]:
+        """Watch until `stop` is set; then look once more, and wait for what is being saved.
+
+        Cancelled, it ends at once; what was being saved is not.
+
+        Returns:
+            The checkpoints that may be half written, and those that could not be saved.
+        """
+        threads = Threads(1)
+        try:
+            async with anyio.create_task_group() as saving:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._stop, stop)
+                    while not stop.is_set():
+                        await self._turn(threads, group, saving, stop)
+                    group.cancel_scope.cancel()
+                self._save_all(await self._look(threads), None, saving)
+        finally:
+            threads.close()
+        return self._settling.unsettled
+
+    async def _stop(self, stop: anyio.Event) -> None:
+        await stop.wait()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    async def _turn(
+        self,
+        threads: Threads,
+        group: anyio.abc.TaskGroup,
+        saving: anyio.abc.TaskGroup,
+        stop: anyio.Event,
+    ) -> None:
+        """One look, and the time until the next."""
+        self._woken, began = anyio.Event(), self._clock.monotonic()
+        self._save_all(await self._look(threads), group, saving)
+        rest_s = max(_REST_S, _REST_TIMES * (self._clock.monotonic() - began))
+        await within(self._clock, rest_s, stop.wait)
+        next_s = self._settling.next_at() - self._clock.monotonic()
+        if (wait_s := min(self._rescan_s, next_s)) > 0:
+            await within(self._clock, wait_s, self._woken.wait)
+
+    async def _look(self, threads: Threads) -> Look | OSError:
+        try:
+            return await threads.run(look_at, self._directory, self._checkpoints)
+        except OSError as exc:
+            return exc
+
+    def _save_all(
+        self,
+        look: Look | OSError,
+        group: anyio.abc.TaskGroup | None,
+        saving: anyio.abc.TaskGroup,
+    ) -> None:
+        """Report what has changed, and save the checkpoints that are complete."""
+        if isinstance(look, OSError):
+            self._note_away(look)
+            return
+        if look.place != self._place:
+            self._note_place(look.place, group)
+        if look.rest != self._rest:
+            self._rest = look.rest
+            self._scheduler.report(self._trial)
+        for ready in self._settling.look(look.checkpoints, self._clock.monotonic()):
+            saving.start_soon(self._save, ready)
+
+    def _note_away(self, reason: OSError) -> None:
+        if not self._away:
+            self._observe(Away(self._directory, reason.strerror or str(reason)))
+        if self._watched is not None:
+            self._watched.cancel()  # what was moved away is not ours any more
+        self._away, self._place = True, None
+
+    def _note_place(self, place: tuple[int, int], group: anyio.abc.TaskGroup | None) -> None:
+        if self._away:
+            self._observe(Back(self._directory))
+        self._place, self._away = place, False
+        if group is not None:
+            self._listen(group)
+
+    def _listen(self, group: anyio.abc.TaskGroup) -> None:
+        """Have changes told of the directory that is there now, and no other."""
+        if self._watched is not None:
+            self._watched.cancel()
+        self._watched, self._rescan_s = anyio.CancelScope(), _RESCAN_S
+        group.start_soon(self._listening, self._watched)
+
+    async def _listening(self, scope: anyio.CancelScope) -> None:
+        with scope:
+            try:
+                await self._hint(self._directory, self._wake)
+            except NoHints as exc:
+                self._rescan_s = self._poll_s
+                self._wake()
+                if not self._away:
+                    self._observe(Polling(self._directory, str(exc)))
+
+    async def _save(self, ready: Ready) -> None:
+        """Save a checkpoint; the scheduler tells what becomes of it."""
+        path = f"{self._directory}/{ready.path}"
+        try:
+            ticket = await self._scheduler.checkpoint(
+                self._trial, path, replace=ready.again, snapshot=False
+            )
+            await ticket.durable()
+        except ConfigError:
+            raise
+        except Exception:  # noqa: BLE001 - it was told; here it only matters that it is not done
+            self._settling.failed(ready.path, self._clock.monotonic())
+            self._wake()
+        else:
+            self._settling.succeeded(ready.path)
