@@ -132,8 +132,9 @@ def _planned(output: Output, plan: SyncPlan) -> Outcome:
         "delete_files": len(plan.delete),
     }
     text = (
-        f"{quote(plan.target)}: would send {format_amount(len(plan.send), plan.send_bytes)}, keep "
-        f"{format_amount(len(plan.skip), plan.skip_bytes)}, delete {len(plan.delete)}; nothing changed"
+        f"{quote(plan.target)}: would send {format_amount(len(plan.send), plan.send_bytes)}, "
+        f"keep {format_amount(len(plan.skip), plan.skip_bytes)}, delete {len(plan.delete)}; "
+        "nothing changed"
     )
     return Outcome(summary=counts, text=text)
 

@@ -153,7 +153,8 @@ class _Run:
                 outcome = await self._job.work(session)
         except Exception as exc:  # noqa: BLE001 - the last place that can turn it into words
             self._monitor.close()
-            return report_failure(self._output, self._job.command, exc, self._stopped_code())
+            code = None if self._job.until_stopped else self._stopped_code()
+            return report_failure(self._output, self._job.command, exc, code)
         self._monitor.close()
         return self._stopped() if outcome is None else self._finished(outcome)
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 import anyio
 
 from ..concurrency import beside
-from ..errors import BusyError, quote
+from ..errors import BusyError, NotFoundError, quote
 from ..events import Event, Reduced
-from ..scheduling import Alarm, Blocked, Failed, Feed, Notice, Synced, SyncScheduler
-from ..syncing import SyncConfig
+from ..location import Location
+from ..scheduling import (
+    Alarm,
+    Blocked,
+    DrainError,
+    Failed,
+    Feed,
+    Lost,
+    Notice,
+    Synced,
+    SyncScheduler,
+)
+from ..syncing import SyncConfig, check_overlap
 from ..units import format_amount, format_bytes, format_seconds
 from ..watching import Away, Back, Sight, Watch
 from .job import Limits, Outcome
@@ -42,13 +54,14 @@ async def watch(
             session.monitor(event)
 
     config = SyncConfig(sync_period=period_s, sync_timeout=limits.timeout_s or 1800)
+    check_overlap(directory, Location.parse(location))
     async with session.world.open_syncer(
         Limits(jobs=limits.jobs, bwlimit=limits.bwlimit), observe
     ) as syncer:
         scheduler = SyncScheduler(syncer, config, clock=clock)
         feed = scheduler.events()
         async with beside(lambda: speaker.read(feed)):
-            async with scheduler:
+            async with _drained(scheduler, speaker):
                 first, *others = checkpoints
                 scheduler.add(
                     _TRIAL,
@@ -69,6 +82,16 @@ async def watch(
                 )
                 left = await watching.run(session.stop)
             await speaker.done.wait()
+    summary = {"location": location, "synced": speaker.synced, "lost": speaker.lost}
+    if speaker.lost:
+        text = f"{quote(location)}: {speaker.lost} not synced; the same command goes on"
+        return Outcome(summary=summary, text=text, exit_code=DrainError.exit_code)
+    if watching.away:
+        raise NotFoundError(
+            f"{quote(directory)} is not there any more, or never was: what changed last is not at "
+            f"{quote(location)}",
+            side="source",
+        )
     if left:
         raise BusyError(
             f"{len(left)} of the checkpoints in {quote(directory)} may be half written and were "
@@ -76,20 +99,32 @@ async def watch(
             side="source",
             paths=left,
         )
-    summary = {"location": location, "synced": speaker.synced, "failed": speaker.failed}
     return Outcome(summary=summary, text=f"{quote(location)}: everything is there")
+
+
+@asynccontextmanager
+async def _drained(scheduler: SyncScheduler, speaker: _Speaker) -> AsyncIterator[None]:
+    """Open a scheduler; what it could not sync in the end is said, not raised."""
+    try:
+        async with scheduler:
+            yield
+    except DrainError as exc:
+        for one in exc.report.lost:
+            speaker.say_lost(one)
 
 
 class _Speaker:
     """Says what happens.
 
     Attributes:
+        synced: how often something was sent.
+        lost: what was given up.
         done: there is nothing more to say.
     """
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self.synced = self.failed = 0
+        self.synced = self.lost = 0
         self.done = anyio.Event()
 
     async def read(self, feed: Feed) -> None:
@@ -109,11 +144,15 @@ class _Speaker:
         else:
             self._output.note(f"asyncsync: looking for changes: {sight.reason}")
 
+    def say_lost(self, lost: Lost) -> None:
+        """What could not be synced."""
+        self.lost += 1
+        self._output.error(f"{quote(lost.target)}: not synced: {lost.reason}")
+
     def _say(self, notice: Notice) -> None:
         if isinstance(notice, Synced):
             self._say_synced(notice)
         elif isinstance(notice, Failed):
-            self.failed += 1
             again = f"; again in {format_seconds(notice.wait_s)}" if notice.again else ""
             self._output.error(f"{quote(notice.target)}: {notice.reason}{again}")
         elif isinstance(notice, Blocked):

@@ -3,6 +3,7 @@
 from .base import AsyncSyncer, Path, Receipt, SyncPlan
 from .command import CommandSyncer
 from .commits import Commit, ProbeReport, VerifyReport
+from .decisions import check_overlap
 from .program import within
 from .requests import local_path
 from .saved import Saved
@@ -22,6 +23,7 @@ __all__ = [
     "SyncConfig",
     "SyncPlan",
     "VerifyReport",
+    "check_overlap",
     "local_path",
     "within",
 ]

@@ -69,6 +69,9 @@ class Watch:
         observe: hears whether the directory is there.
         hint: calls back when something changes.
 
+    Attributes:
+        away: the directory was not there at the last look.
+
     Raises:
         ConfigError: `settle_s` is no time, or a pattern is wrong.
     """
@@ -98,7 +101,7 @@ class Watch:
         self._rescan_s = _RESCAN_S
         self._woken = anyio.Event()
         self._place: tuple[int, int] | None = None
-        self._away = False
+        self.away = False
         self._rest = ""
         self._watched: anyio.CancelScope | None = None
 
@@ -143,7 +146,8 @@ class Watch:
         rest_s = max(_REST_S, _REST_TIMES * (self._clock.monotonic() - began))
         await within(self._clock, rest_s, stop.wait)
         next_s = self._settling.next_at() - self._clock.monotonic()
-        if (wait_s := min(self._rescan_s, next_s)) > 0:
+        scan_s = self._poll_s if self.away else self._rescan_s
+        if (wait_s := min(scan_s, next_s)) > 0:
             await within(self._clock, wait_s, self._woken.wait)
 
     async def _look(self, threads: Threads) -> Look | OSError:
@@ -171,16 +175,16 @@ class Watch:
             saving.start_soon(self._save, ready)
 
     def _note_away(self, reason: OSError) -> None:
-        if not self._away:
+        if not self.away:
             self._observe(Away(self._directory, reason.strerror or str(reason)))
         if self._watched is not None:
             self._watched.cancel()  # what was moved away is not ours any more
-        self._away, self._place = True, None
+        self.away, self._place = True, None
 
     def _note_place(self, place: tuple[int, int], group: anyio.abc.TaskGroup | None) -> None:
-        if self._away:
+        if self.away:
             self._observe(Back(self._directory))
-        self._place, self._away = place, False
+        self._place, self.away = place, False
         if group is not None:
             self._listen(group)
 
@@ -198,7 +202,7 @@ class Watch:
             except NoHints as exc:
                 self._rescan_s = self._poll_s
                 self._wake()
-                if not self._away:
+                if not self.away:
                     self._observe(Polling(self._directory, str(exc)))
 
     async def _save(self, ready: Ready) -> None:

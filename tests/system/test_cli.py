@@ -21,9 +21,10 @@ import pytest
 
 from asyncsync.cli.app import main
 from asyncsync.cli.runner import World
+from asyncsync.errors import BusyError, ConfigError
 
 from ..servers import Server
-from .trees import temporary
+from .trees import content, make, temporary
 
 COMMAND = [sys.executable, "-m", "asyncsync"]
 MIB = 1024 * 1024
@@ -629,3 +630,101 @@ def test_an_unwritable_target_is_named(public: Path) -> None:
     assert ran.code == 7
     assert str(public / "target") in ran.err
     assert ran.err.count("\n") == 1
+
+
+# ---------------------------------------------------------------- watch
+
+
+@contextmanager
+def watching(directory: Path, target: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    argv = ("watch", directory, target, "--period", "0.5", "--settle", "1", *more)
+    with start(*argv) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_watch_syncs_what_a_program_writes_until_a_signal_comes(tmp_path: Path) -> None:
+    directory, target = tmp_path / "run", tmp_path / "store"
+    make(directory, {"log": b"1"})
+    with watching(directory, target, "--json") as process:
+        assert process.stdout is not None
+
+        def wait_for(name: str) -> None:
+            for line in process.stdout or ():
+                record = json.loads(line)
+                if record.get("what") == "synced" and record["target"] == str(target / name):
+                    return
+
+        wait_for("")
+        make(directory, {"checkpoint_1/w": b"weights"})
+        wait_for("checkpoint_1")
+        make(directory, {"checkpoint_2/w": b"2", "checkpoint_2/.metadata": b"", "log": b"last"})
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    summary = json.loads(out.splitlines()[-1])
+
+    assert process.returncode == 0
+    assert (summary["event"], summary["command"], summary["ok"]) == ("summary", "watch", True)
+    assert err.splitlines()[-1] == f"{target}: everything is there"
+    assert content(target) == content(directory)
+    assert run("verify", target / "checkpoint_1").code == 0
+
+
+def test_watch_says_what_it_does_and_what_it_could_not_do(tmp_path: Path) -> None:
+    directory, target = tmp_path / "run", tmp_path / "store"
+    with watching(directory, target) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr.readline() == (
+            f"asyncsync: waiting for {directory}: No such file or directory\n"
+        )
+        make(directory, {"log": b"1"})
+        assert process.stderr.readline() == f"asyncsync: {directory} is there again\n"
+        line = process.stdout.readline()
+        make(directory, {"checkpoint_1/w": b"may be half written"})
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+
+    assert line.startswith(f"{target}: 1 file (1 B), 1 B sent in ")
+    assert out == ""
+    assert process.returncode == BusyError.exit_code
+    assert "checkpoint_1 first" in err
+    assert content(target) == {"log": b"1"}
+
+
+def test_watch_names_what_is_not_there_in_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "store"
+    make(tmp_path / "run", {"log": b"1"})
+    other = make(tmp_path / "other", {"of": b"somebody else"})
+    assert run("up", other, target / "checkpoint_1").code == 0
+    make(tmp_path / "run", {"checkpoint_1/w": b"1", "checkpoint_1/.metadata": b""})
+    with watching(tmp_path / "run", target) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+
+    assert first.startswith(f"asyncsync: error: {target}/checkpoint_1: ")
+    assert f"asyncsync: error: {target}/checkpoint_1: not synced: " in err
+    assert process.returncode == 6
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("store://x", "there"), "store://x is not a local directory; the order is"),
+        (("run", "run/there"), "source and target overlap"),
+        (("run", "there", "--settle", "nan"), "--settle nan is no time"),
+        (("run", "there", "--period", "0"), "--period"),
+    ],
+)
+def test_watch_refuses_what_cannot_be_watched(
+    argv: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = run("watch", *argv)
+
+    assert refused.code == ConfigError.exit_code
+    assert message in refused.err
