@@ -32,7 +32,18 @@ if TYPE_CHECKING:
         TransferError,
         TransientError,
     )
-    from .oneshot import commits, delete, follow, latest, restore, sync_down, sync_up, verify
+    from .oneshot import (
+        check_shared,
+        commits,
+        delete,
+        follow,
+        latest,
+        mark_shared,
+        restore,
+        sync_down,
+        sync_up,
+        verify,
+    )
     from .scheduling import DrainError, DrainReport, SyncScheduler, Ticket
     from .syncing import (
         AsyncSyncer,
@@ -75,10 +86,12 @@ __all__ = [
     "TransientError",
     "VerifyReport",
     "__version__",
+    "check_shared",
     "commits",
     "delete",
     "follow",
     "latest",
+    "mark_shared",
     "restore",
     "sync_down",
     "sync_up",
@@ -86,7 +99,18 @@ __all__ = [
 ]
 
 _SCHEDULING = {"DrainError", "DrainReport", "SyncScheduler", "Ticket"}
-_FUNCTIONS = {"commits", "delete", "follow", "latest", "restore", "sync_down", "sync_up", "verify"}
+_FUNCTIONS = {
+    "check_shared",
+    "commits",
+    "delete",
+    "follow",
+    "latest",
+    "mark_shared",
+    "restore",
+    "sync_down",
+    "sync_up",
+    "verify",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -8,13 +8,35 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
+import anyio.to_thread
+
+from .errors import ConfigError, NotFoundError, quote
 from .events import Observer, ignore
 from .manifest import Kind
 from .storage import Deleted
-from .syncing import Commit, Path, Receipt, StorageSyncer, VerifyReport
+from .syncing import (
+    Commit,
+    Path,
+    Receipt,
+    StorageSyncer,
+    VerifyReport,
+    local_path,
+    marker_in,
+)
 from .transfer import Links
 
-__all__ = ["commits", "delete", "follow", "latest", "restore", "sync_down", "sync_up", "verify"]
+__all__ = [
+    "check_shared",
+    "commits",
+    "delete",
+    "follow",
+    "latest",
+    "mark_shared",
+    "restore",
+    "sync_down",
+    "sync_up",
+    "verify",
+]
 
 
 async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise of its own
@@ -122,3 +144,43 @@ async def follow(
     ):
         async for commit in found:
             yield commit
+
+
+async def mark_shared(directory: Path) -> str:
+    """Mark a directory that every node sees, for `check_shared` on the others. Again: the same.
+
+    Returns:
+        What the marker says.
+
+    Raises:
+        NotFoundError: there is no such directory; it is not made, because it may not be mounted.
+        AsyncSyncError: it cannot be written.
+    """
+    path = local_path(directory)
+    await anyio.to_thread.run_sync(marker_in, path)
+    async with StorageSyncer(isolation="loop") as syncer:
+        return (await syncer.probe(path)).marker
+
+
+async def check_shared(directory: Path, marker: str) -> None:
+    """Prove that this node sees the directory that `mark_shared` marked on another one.
+
+    Call it before training starts: a worker that writes to its own disk instead is noticed there,
+    and not when its checkpoints are missed.
+
+    Raises:
+        ConfigError: it sees another directory, or none.
+        AsyncSyncError: it cannot be read.
+    """
+    path, found = local_path(directory), None
+    try:
+        found = await anyio.to_thread.run_sync(marker_in, path)
+    except NotFoundError:
+        what = "there is no such directory"
+    else:
+        what = "it has no marker" if found is None else f"its marker is {found}"
+    if found != marker:
+        raise ConfigError(
+            f"this node does not see the shared directory {quote(path)}: {what}, not {marker}; "
+            "mount it, or give another path"
+        )

@@ -129,6 +129,13 @@ def _as_one(name: str, make: Callable[..., object], *options: Decorator) -> Deco
     return decorate
 
 
+def _seconds(name: str, default: float, text: str) -> Decorator:
+    range_ = click.FloatRange(min=0, min_open=True)
+    return click.option(
+        name, type=range_, default=default, show_default=True, metavar="SECONDS", help=text
+    )
+
+
 _location = click.argument("location", metavar="LOCATION")
 _with_patterns = _as_one(
     "patterns",
@@ -375,22 +382,8 @@ def _doctor(*, location: str, clean: bool, older_than: float, options: Options) 
 @app.command("watch")
 @click.argument("source", metavar="DIR")
 @_location
-@click.option(
-    "--period",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Between two syncs of what is no checkpoint.",
-)
-@click.option(
-    "--settle",
-    type=click.FloatRange(min=0, min_open=True),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long a checkpoint must not have changed.",
-)
+@_seconds("--period", 60.0, "Between two syncs of what is no checkpoint.")
+@_seconds("--settle", 10.0, "How long a checkpoint must not have changed.")
 @click.option(
     "--checkpoints",
     metavar="PATTERN",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from math import inf
 
@@ -16,14 +15,13 @@ from ..concurrency import settled
 from ..errors import AsyncSyncError, ConfigError, TransientError
 from ..events import Event, Observer, Stalled
 from ..syncing import Receipt, within
-from ..transfer import Held
 from . import reasons
 from .alarms import is_news
 from .book import Book
 from .due import Decision, is_transient
 from .jobs import Job, Target
 from .ledger import Ledger
-from .running import Attempt
+from .running import Attempt, Take
 from .ticket import Ticket
 from .values import (
     Alarm,
@@ -40,8 +38,6 @@ from .values import (
 )
 
 __all__ = ["Runner"]
-
-Take = Callable[[], AbstractAsyncContextManager[Held | None]]
 
 _ATTEMPTS = 3
 _CLOSE_S = 60.0

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from math import inf
 
 import anyio
 
 from ..clock import Clock
+from ..digest import digest
 from ..errors import AsyncSyncError, DeadlineError, TransientError
 from ..events import Event, Observer
+from ..patterns import Selection
 from ..syncing import AsyncSyncer, Receipt, StorageSyncer, within
+from ..transfer import Chosen, Held, Snapshots
 from .jobs import Job
 
-__all__ = ["GRACE_S", "Attempt", "call"]
+__all__ = ["GRACE_S", "Attempt", "Take", "call", "take_of"]
+
+Take = Callable[[], AbstractAsyncContextManager[Held | None]]
 
 GRACE_S = 10.0
 """How long a syncer may take to end once it is cancelled, before it counts as stuck."""
@@ -134,3 +141,17 @@ async def call(syncer: AsyncSyncer | None, job: Job, observe: Observer) -> Recei
         step=job.step,
         observe=told,
     )
+
+
+def take_of(snapshots: Snapshots, job: Job, *, wait: bool) -> Take:
+    """How to take the snapshot that a checkpoint is read from.
+
+    In the same place each time: what was interrupted is found again by the next start.
+    """
+
+    async def choose(path: str) -> Chosen:
+        del path  # what is inside is as sealed as the whole
+        return Chosen("sealed", Selection(job.exclude, ()))
+
+    mark = digest(job.target.encode(errors="surrogateescape"))[:32]
+    return partial(snapshots.take, job.source, choose, mark=mark, wait=wait)

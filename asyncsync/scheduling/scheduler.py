@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from functools import partial
 from math import inf
 from types import TracebackType
 from typing import Any, Self
 
 from ..clock import Clock, SystemClock
 from ..concurrency import Threads
-from ..digest import digest
 from ..errors import ConfigError, quote
-from ..location import Location
 from ..patterns import Selection
 from ..syncing import AsyncSyncer, Path, StorageSyncer, SyncConfig, local_path, within
-from ..transfer import Chosen, Snapshots
+from ..transfer import Snapshots
 from . import reasons
 from .book import Book
 from .checks import check_alone, check_apart, check_name, check_number, check_syncer, raise_all
@@ -26,10 +22,10 @@ from .jobs import Direction, Job, Tree, Urgency
 from .ledger import Ledger
 from .listeners import Feed, Listeners
 from .runner import Runner
-from .running import call
+from .running import call, take_of
 from .signals import Stop, until_signal
 from .ticket import Ticket
-from .trials import Trial, name_below
+from .trials import Trial, name_below, remote_of
 from .values import DrainError, DrainReport, Status, Watcher
 
 __all__ = ["SyncScheduler"]
@@ -188,7 +184,8 @@ class SyncScheduler:
         check_name(trial)
         if direction not in ("up", "down"):
             raise ConfigError(f"direction is 'up' or 'down', not {direction!r}")
-        local, remote = local_path(local_dir), self._remote(trial, remote_dir)
+        local = local_path(local_dir)
+        remote = remote_of(trial, remote_dir, self._config.upload_dir, self._syncer)
         check_alone(self._trials.values(), local, direction, trial)
         target = self._book.target(remote)
         if target.trees:
@@ -205,17 +202,6 @@ class SyncScheduler:
         )
         target.trees.append(tree)
         self._trials[trial] = Trial(trial, local, remote, tree)
-
-    def _remote(self, trial: str, remote_dir: Path | None) -> str:
-        if remote_dir is not None:
-            text = os.fspath(remote_dir)
-        elif self._config.upload_dir is not None:
-            text = f"{self._config.upload_dir.rstrip('/')}/{trial}"
-        elif self._syncer is None:
-            return f"shared:{trial}"
-        else:
-            raise ConfigError(f"trial {quote(trial)} has no remote_dir, and there is no upload_dir")
-        return str(Location.parse(text)) if isinstance(self._syncer, StorageSyncer) else text
 
     def report(
         self,
@@ -317,15 +303,8 @@ class SyncScheduler:
             job.not_before = max(due_at, saved_at + self._rules.period_s)
         if self._moves_trees:
             await self._threads.run(check_apart, found, name)
-
-        async def choose(path: str) -> Chosen:
-            del path  # what is inside is as sealed as the whole
-            return Chosen("sealed", Selection(job.exclude, ()))
-
-        # The same place each time: what was interrupted is found again by the next start.
-        mark = digest(target.encode(errors="surrogateescape"))[:32]
-        wait = not self._book.blocked  # for what those hold, it might be for ever
-        take = partial(self._snapshots.take, source, choose, mark=mark, wait=wait)
+        # What a blocked target holds, it may hold for ever.
+        take = take_of(self._snapshots, job, wait=not self._book.blocked)
         await self._runner.save(job, ticket, take if snapshot else nullcontext)
         if ticket.error is not None and not job.number:
             raise ticket.error  # it was never handed over

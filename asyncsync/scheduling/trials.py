@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from math import inf
 from pathlib import PurePath
 
+from ..errors import ConfigError, quote
+from ..location import Location
+from ..syncing import AsyncSyncer, Path, StorageSyncer
 from .jobs import Direction, Tree
 from .ledger import Ledger
 from .values import TrialStatus, text_of
 
-__all__ = ["Trial", "name_below"]
+__all__ = ["Trial", "name_below", "remote_of"]
 
 
 class Trial:
@@ -78,3 +82,18 @@ def name_below(path: str, directory: str) -> str:
     if path != directory and inside.is_relative_to(directory):
         return inside.relative_to(directory).as_posix()
     return inside.name
+
+
+def remote_of(
+    trial: str, remote_dir: Path | None, upload_dir: str | None, syncer: AsyncSyncer | None
+) -> str:
+    """Where a trial goes; in a shared directory, a name that nobody moves anything to."""
+    if remote_dir is not None:
+        text = os.fspath(remote_dir)
+    elif upload_dir is not None:
+        text = f"{upload_dir.rstrip('/')}/{trial}"
+    elif syncer is None:
+        return f"shared:{trial}"
+    else:
+        raise ConfigError(f"trial {quote(trial)} has no remote_dir, and there is no upload_dir")
+    return str(Location.parse(text)) if isinstance(syncer, StorageSyncer) else text

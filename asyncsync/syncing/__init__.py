@@ -4,6 +4,7 @@ from .base import AsyncSyncer, Path, Receipt, SyncPlan
 from .command import CommandSyncer
 from .commits import Commit, ProbeReport, VerifyReport
 from .decisions import check_overlap
+from .probing import marker_in
 from .program import within
 from .requests import local_path
 from .saved import Saved
@@ -25,5 +26,6 @@ __all__ = [
     "VerifyReport",
     "check_overlap",
     "local_path",
+    "marker_in",
     "within",
 ]

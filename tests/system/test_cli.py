@@ -637,8 +637,8 @@ def test_an_unwritable_target_is_named(public: Path) -> None:
 
 @contextmanager
 def watching(directory: Path, target: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
-    argv = ("watch", directory, target, "--period", "0.5", "--settle", "1", *more)
-    with start(*argv) as process:
+    often = ("--period", "0.5", "--settle", "1")
+    with start("watch", directory, target, *often, *more) as process:
         try:
             yield process
         finally:

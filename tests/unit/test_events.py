@@ -18,7 +18,9 @@ SAMPLE = {"str": "text", "int": 1, "float": 0.5, "Literal": "up"}
 def sample(kind: type[Event]) -> Event:
     """An event with some value in every field."""
     fields = dataclasses.fields(kind)
-    values = {field.name: SAMPLE[str(field.type).partition("[")[0]] for field in fields}
+    values = {
+        field.name: SAMPLE[str(field.type).partition("[")[0].partition(" |")[0]] for field in fields
+    }
     return kind(**values)  # type: ignore[arg-type]
 
 
