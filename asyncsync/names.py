@@ -54,7 +54,6 @@ MAX_DEPTH = 64
 LAST_FILES = frozenset(
     {
         "commit_success.txt",  # Orbax
-        "_CHECKPOINT_METADATA",  # Orbax
         ".metadata",  # PyTorch DCP
         ".snapshot_metadata",  # torchsnapshot
     }
@@ -62,6 +61,7 @@ LAST_FILES = frozenset(
 """What frameworks write into a checkpoint when all else is there."""
 
 _COMMIT_FILES = LAST_FILES | {
+    "_CHECKPOINT_METADATA",  # Orbax, which also writes it first
     "latest",  # DeepSpeed
     "latest_checkpointed_iteration.txt",  # Megatron
 }

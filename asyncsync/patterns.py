@@ -16,11 +16,14 @@ __all__ = ["TEMPORARY_NAMES", "Selection"]
 TEMPORARY_NAMES = (
     "checkpoint_-00001",
     "checkpoint_tmp*",
+    "*.orbax-checkpoint-tmp*",
+    "tmp-checkpoint-*",
     "save_to_object*",
     "/rank_*",
     ".lazy_checkpoint_marker",
 )
-"""What a trial directory holds while a framework is still writing it (Ray Tune's list)."""
+"""What a trial directory holds while a framework is still writing it (Ray Tune's list,
+and what Orbax and Hugging Face call theirs)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -10,7 +11,7 @@ import anyio
 
 from ..concurrency import beside
 from ..errors import BusyError, NotFoundError, quote
-from ..events import Event, Reduced
+from ..events import Event, Reduced, Skipped
 from ..location import Location
 from ..scheduling import (
     Alarm,
@@ -25,7 +26,7 @@ from ..scheduling import (
 )
 from ..syncing import SyncConfig, check_overlap
 from ..units import format_amount, format_bytes, format_seconds
-from ..watching import Away, Back, Sight, Watch
+from ..watching import Away, Back, Refused, Sight, Watch
 from .job import Limits, Outcome
 from .output import Output, event_name
 from .runner import Session
@@ -47,10 +48,14 @@ async def watch(
     limits: Limits,
 ) -> Outcome:
     """Watch a directory until a signal comes; then sync what is left."""
-    speaker, clock = _Speaker(session.output), session.world.clock
+    speaker, clock = _Speaker(session.output, directory, location), session.world.clock
+    said = set[Event]()
+    checkpoints = [f"{pattern.rstrip('/')}/" for pattern in checkpoints]  # never files
 
     def observe(event: Event) -> None:
-        if isinstance(event, Reduced):  # all else is told of each sync as a whole
+        # All else is told of each sync as a whole; these of each sync anew.
+        if isinstance(event, Reduced | Skipped) and event not in said:
+            said.add(event)
             session.monitor(event)
 
     config = SyncConfig(sync_period=period_s, sync_timeout=limits.timeout_s or 1800)
@@ -77,6 +82,7 @@ async def watch(
                     _TRIAL,
                     settle_s=settle_s,
                     checkpoints=checkpoints,
+                    exclude=exclude,
                     observe=speaker.see,
                     clock=clock,
                 )
@@ -94,8 +100,8 @@ async def watch(
         )
     if left:
         raise BusyError(
-            f"{len(left)} of the checkpoints in {quote(directory)} may be half written and were "
-            f"not saved, {quote(left[0])} first; watch it again when they are complete",
+            f"{len(left)} of the checkpoints in {quote(directory)} still change, or could not be "
+            f"saved, {quote(left[0])} first; the same command goes on",
             side="source",
             paths=left,
         )
@@ -122,8 +128,8 @@ class _Speaker:
         done: there is nothing more to say.
     """
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    def __init__(self, output: Output, directory: str, location: str) -> None:
+        self._output, self._directory, self._location = output, directory, location
         self.synced = self.lost = 0
         self.done = anyio.Event()
 
@@ -139,13 +145,18 @@ class _Speaker:
         where = quote(sight.directory)
         if isinstance(sight, Back):
             self._output.note(f"asyncsync: {where} is there again")
+        elif isinstance(sight, Refused):
+            self._output.error(f"{where}: {sight.reason}")
         elif isinstance(sight, Away):
             self._output.note(f"asyncsync: waiting for {where}: {sight.reason}")
         else:
             self._output.note(f"asyncsync: looking for changes: {sight.reason}")
 
     def say_lost(self, lost: Lost) -> None:
-        """What could not be synced."""
+        """What could not be synced; but what is gone here is nobody's loss any more."""
+        below = lost.target.removeprefix(self._location).lstrip("/")
+        if below and not os.path.lexists(f"{self._directory}/{below}"):
+            return
         self.lost += 1
         self._output.error(f"{quote(lost.target)}: not synced: {lost.reason}")
 

@@ -12,7 +12,6 @@ from .values import Why
 __all__ = ["Alarms", "Late"]
 
 _LEAST_S = 10.0
-_AGAIN_S = 60.0
 
 
 class Late(NamedTuple):
@@ -49,7 +48,7 @@ class Alarms:
                 continue
             at = target.due_since + _patience_s(target)
             if at <= now:
-                at = now + _AGAIN_S
+                at = now + _LEAST_S
                 why = _why(target, now)
                 if why is not None and is_news(target, why):
                     found.append(Late(target, why))
@@ -64,9 +63,9 @@ class Alarms:
 
 def is_news(target: Target, why: Why) -> bool:
     """Whether that was not said of it yet; from here on it was."""
-    if target.told == why or (target.told == "stalled" and why == "slow"):
+    if why in target.told or (why == "slow" and "stalled" in target.told):
         return False
-    target.told = why
+    target.told.add(why)
     return True
 
 
@@ -81,7 +80,8 @@ def _why(target: Target, now: float) -> Why | None:
     if target.reason:
         return "failing"
     if target.running is not None:
-        return "slow"
+        late = now - target.running.started_at >= _patience_s(target)
+        return "slow" if late else None
     if target.waiting and target.waiting[0].not_before <= now:
         return "waiting"
     return None

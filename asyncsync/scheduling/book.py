@@ -87,8 +87,9 @@ class Book:
         if decision is Decision.REPLACE and (displaced := target.running) is not None:
             job.take_place_of(displaced)
         target.waiting.append(job)
+        target.trial = job.trial
         if job.tree is None:
-            target.usual_s = self.saved(job.trial)[1]
+            _, target.usual_s = self._saved.get(job.trial, (-inf, 0.0))
         self.alarms.due(target, max(now, job.not_before))
         self._go_on(target, now)
         return decision, displaced
@@ -108,6 +109,7 @@ class Book:
         facts = Facts(False, tree.changed_at < inf, tree.reached, wait_s, target.busy, target.stuck)
         decision = decide(facts, self.rules.overlap)
         if decision in (Decision.START, Decision.HOLD):
+            target.trial = tree.trial
             self.alarms.due(target, now)
         if decision is Decision.START:
             job = self.job_of(tree, Urgency.PERIODIC)
@@ -134,9 +136,10 @@ class Book:
             exclude=tree.exclude,
         )
 
-    def saved(self, trial: str) -> tuple[float, float]:
-        """When the last checkpoint of a trial started that succeeded, and what it took."""
-        return self._saved.get(trial, (-inf, 0.0))
+    def saves_at(self, tree: Tree) -> float:
+        """When a checkpoint of a trial may start that waits for the period."""
+        saved_at, _ = self._saved.get(tree.trial, (-inf, 0.0))
+        return max(tree.due_at(self.rules.period_s), saved_at + self.rules.period_s)
 
     # -- what is to be done
 
@@ -184,7 +187,7 @@ class Book:
     def succeeded(self, job: Job, now: float) -> None:
         """A job is done: its target holds what its source held when it started, or newer."""
         tree, target = job.tree, self.target_of(job)
-        target.usual_s, target.reason, target.told = now - job.started_at, "", ""
+        target.usual_s, target.reason, target.told = now - job.started_at, "", set()
         if tree is not None:
             tree.succeeded_at, tree.failures, tree.rests_until = job.started_at, 0, -inf
             tree.moving_since = inf
@@ -296,11 +299,10 @@ class Book:
         self._tidy(target)
 
     def _calm(self, target: Target) -> None:
-        """Nothing is late there but what waits, or a tree whose last sync failed."""
+        """Nothing is late there but what runs, what waits, and a tree whose last sync failed."""
         if not (target.trees and target.reason):
-            asked = (
-                max(job.asked_at, 0 if job.failures else job.not_before) for job in target.waiting
-            )
+            jobs = [*target.waiting, *([target.running] if target.running else ())]
+            asked = (j.asked_at if j.failures else max(j.asked_at, j.not_before) for j in jobs)
             target.due_since = min(asked, default=inf)
 
     def _tidy(self, target: Target) -> None:

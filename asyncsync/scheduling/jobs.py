@@ -10,6 +10,7 @@ from math import inf
 from typing import Literal
 
 from ..errors import quote
+from ..syncing import Replace
 
 __all__ = ["Direction", "Job", "Target", "Tree", "Urgency"]
 
@@ -32,6 +33,7 @@ class Job:
         source, target: from where to where; of a download, the remote is the source.
         tree: the tree it brings up to date; None for a checkpoint, which has its own target.
         replace: another checkpoint of that name.
+        still: it fails when its source changes while it is read.
         number: the order in which jobs came.
         version: of the tree, or of the trial's checkpoints: a later one is newer.
         size_bytes: if it is known; what is small goes first when time is short.
@@ -48,7 +50,8 @@ class Job:
     direction: Direction = "up"
     exclude: tuple[str, ...] = ()
     step: int | None = None
-    replace: bool = False
+    replace: Replace = False
+    still: bool = False
     number: int = 0
     version: int = 0
     size_bytes: int = 0
@@ -79,16 +82,18 @@ class Target:
     """A place that one sync at a time may write.
 
     Attributes:
+        trial: of what was asked for last.
         stuck: what ran there was cancelled and has not ended.
         trees: those that go there, or come from there.
         usual_s: what the last transfer took.
         due_since: when something was due there that is not done; inf: nothing is.
         reason: what failed last, until a sync succeeds.
-        told: the alarm that was raised, until then.
+        told: the alarms that were raised, until then.
         watched: it is going to be looked at whether it is late.
     """
 
     name: str
+    trial: str = ""
     running: Job | None = None
     waiting: deque[Job] = field(default_factory=deque)
     stuck: bool = False
@@ -96,7 +101,7 @@ class Target:
     usual_s: float = 0.0
     due_since: float = inf
     reason: str = ""
-    told: str = ""
+    told: set[str] = field(default_factory=set)
     watched: bool = False
 
     @property

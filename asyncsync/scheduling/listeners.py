@@ -67,6 +67,7 @@ class Listeners:
         self._feeds: WeakSet[Feed] = WeakSet()
         self._queue: SimpleQueue[Notice | Callable[[], object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._begun = 0
         self._closed = False
 
     def feed(self) -> Feed:
@@ -98,6 +99,7 @@ class Listeners:
             if callable(item):
                 item()
             elif self.error is None:
+                self._begun += 1
                 try:
                     observe(item)
                 except BaseException as exc:  # noqa: BLE001 - kept: status shows it, drain raises it
@@ -114,10 +116,12 @@ class Listeners:
                 loop.call_soon_threadsafe(reached.set)
 
         self._queue.put(reach)
-        with anyio.move_on_after(_GRACE_S):
-            await reached.wait()
-        if not reached.is_set():
-            self.error = StalledError(f"the observer has not returned for {_GRACE_S:g} s")
+        while not reached.is_set() and self.error is None:
+            begun = self._begun
+            with anyio.move_on_after(_GRACE_S):
+                await reached.wait()
+            if not reached.is_set() and begun == self._begun:
+                self.error = StalledError(f"the observer has not returned for {_GRACE_S:g} s")
 
     def close(self) -> None:
         """Nothing more will be told."""

@@ -175,7 +175,7 @@ class Runner:
             queued_s = (job.started_at if job is target.running else now) - job.asked_at
         self._tell(
             Alarm(
-                trial=job.trial if job is not None else target.trees[0].trial,
+                trial=target.trial,
                 target=target.name,
                 why=why,
                 late_s=now - target.due_since,

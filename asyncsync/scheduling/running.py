@@ -12,8 +12,14 @@ import anyio
 
 from ..clock import Clock
 from ..digest import digest
-from ..errors import AsyncSyncError, DeadlineError, TransientError
-from ..events import Event, Observer
+from ..errors import (
+    AsyncSyncError,
+    DeadlineError,
+    SourceChangedError,
+    TransientError,
+    quote,
+)
+from ..events import Event, Observer, SourceChanged
 from ..patterns import Selection
 from ..syncing import AsyncSyncer, Receipt, StorageSyncer, within
 from ..transfer import Chosen, Held, Snapshots
@@ -126,6 +132,13 @@ async def call(syncer: AsyncSyncer | None, job: Job, observe: Observer) -> Recei
     heard = syncer.observe
 
     def told(event: Event) -> None:
+        if job.still and isinstance(event, SourceChanged):
+            raise SourceChangedError(  # what an observer raises ends the sync
+                f"{quote(job.source)}: {quote(event.path)} changed while it was read; save it "
+                "again when it is complete",
+                side="source",
+                paths=[event.path],
+            )
         heard(event)
         observe(event)
 

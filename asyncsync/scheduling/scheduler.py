@@ -12,7 +12,7 @@ from ..clock import Clock, SystemClock
 from ..concurrency import Threads
 from ..errors import ConfigError, quote
 from ..patterns import Selection
-from ..syncing import AsyncSyncer, Path, StorageSyncer, SyncConfig, local_path, within
+from ..syncing import AsyncSyncer, Path, Replace, StorageSyncer, SyncConfig, local_path, within
 from ..transfer import Snapshots
 from . import reasons
 from .book import Book
@@ -258,7 +258,7 @@ class SyncScheduler:
         *,
         step: int | None = None,
         exclude: Sequence[str] = (),
-        replace: bool = False,
+        replace: Replace = False,
         snapshot: bool = True,
     ) -> Ticket:
         """Save the directory at `path` as a checkpoint of the trial.
@@ -272,8 +272,9 @@ class SyncScheduler:
         Args:
             step: training step to order checkpoints by; None takes the number the name ends in.
             exclude: gitignore patterns relative to `path`.
-            replace: take the place of another checkpoint of that name.
-            snapshot: False reads the directory itself, and returns when all is done.
+            replace: take the place of another checkpoint of that name; "own": if it came from here.
+            snapshot: False reads the directory itself, and returns when all is done; what changes
+                meanwhile is a failure.
 
         Raises:
             ConfigError: the trial was not added, or is over; or the directory would be part of what
@@ -291,16 +292,14 @@ class SyncScheduler:
             exclude=tuple(exclude),
             step=step,
             replace=replace,
+            still=not snapshot,
         )
         ticket = Ticket(job.words)
         if self._syncer is None:
             ticket._end(None, None)
             return ticket
         if not self._at_once:
-            saved_at, _ = self._book.saved(trial)
-            due_at = found.driven.due_at(self._rules.period_s)
-            job.urgency = Urgency.PERIODIC
-            job.not_before = max(due_at, saved_at + self._rules.period_s)
+            job.urgency, job.not_before = Urgency.PERIODIC, self._book.saves_at(found.driven)
         if self._moves_trees:
             await self._threads.run(check_apart, found, name)
         # What a blocked target holds, it may hold for ever.

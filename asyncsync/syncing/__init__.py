@@ -1,6 +1,6 @@
 """Keeping a tree in sync: what moves it, by which settings, and what became of it."""
 
-from .base import AsyncSyncer, Path, Receipt, SyncPlan
+from .base import AsyncSyncer, Path, Receipt, Replace, SyncPlan
 from .command import CommandSyncer
 from .commits import Commit, ProbeReport, VerifyReport
 from .decisions import check_overlap
@@ -19,6 +19,7 @@ __all__ = [
     "Path",
     "ProbeReport",
     "Receipt",
+    "Replace",
     "Saved",
     "StorageSyncer",
     "SyncConfig",

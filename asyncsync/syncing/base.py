@@ -10,12 +10,15 @@ from typing import Literal, Protocol, runtime_checkable
 from ..manifest import Kind
 from ..storage import Deleted, Durability, NewFile
 
-__all__ = ["DAY_S", "AsyncSyncer", "Path", "Receipt", "Snapshot", "SyncPlan"]
+__all__ = ["DAY_S", "AsyncSyncer", "Path", "Receipt", "Replace", "Snapshot", "SyncPlan"]
 
 DAY_S = 86_400.0
 """How long an interrupted attempt is left alone by default, so that it can be gone on with."""
 
 Path = str | os.PathLike[str]
+Replace = bool | Literal["own"]
+"""Whether to take the place of another commit; `own`: if it came from the same directory."""
+
 Snapshot = bool | Literal["link"]
 """Whether to hold the source still; `link`: second names do, nobody rewrites a file in place."""
 

@@ -11,6 +11,7 @@ from ..location import Location
 from ..manifest import FileEntry, Header, Kind, Manifest
 from ..names import check_path, check_set
 from ..storage import NewFile
+from .base import Replace
 
 __all__ = [
     "LocalTree",
@@ -76,7 +77,7 @@ def check_foreign(paths: Sequence[str], remote: Location) -> None:
 
 
 def may_replace(
-    previous: Manifest, *, kind: Kind, origin: Header | None, writer: str, replace: bool
+    previous: Manifest, *, kind: Kind, origin: Header | None, writer: str, replace: Replace
 ) -> bool:
     """Whether a changed source may take the place of the commit at the target.
 
@@ -91,7 +92,7 @@ def may_replace(
         writer: who is writing.
         replace: the caller said so.
     """
-    if replace:
+    if replace is True or (replace == "own" and previous.header.writer == writer):
         return True
     if kind == "sealed" or previous.header.kind == "sealed":
         return False

@@ -36,7 +36,7 @@ from ..storage import Backoff, Deleted, Rate, Stores, TreeStore, retry
 from ..transfer import Bounds, Engine, Links, Snapshots
 from ..units import MIB
 from ..version import __version__
-from .base import DAY_S, Path, Receipt, Snapshot, SyncPlan
+from .base import DAY_S, Path, Receipt, Replace, Snapshot, SyncPlan
 from .commits import (
     Commit,
     ProbeReport,
@@ -104,7 +104,7 @@ class LoopSyncer:
         self._timeout_s = sync_timeout
         self._engine = Engine(
             Bounds(memory_bytes=memory_bytes, max_files=max_files, max_requests=max_requests),
-            self._clock,
+            rate=bwlimit,
         )
         self._threads = Threads(min(8, max_requests))
         self._stores = Stores(
@@ -150,7 +150,7 @@ class LoopSyncer:
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
         kind: Kind | None = None,
-        replace: bool = False,
+        replace: Replace = False,
         delete: bool = True,
         links: Links = "refuse",
         step: int | None = None,
@@ -201,7 +201,7 @@ class LoopSyncer:
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
         kind: Kind | None = None,
-        replace: bool = False,
+        replace: Replace = False,
         delete: bool = True,
         links: Links = "refuse",
     ) -> SyncPlan:

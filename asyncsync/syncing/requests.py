@@ -12,7 +12,7 @@ from ..location import Location
 from ..manifest import Kind
 from ..patterns import Selection
 from ..transfer import Held, Links
-from .base import Path, Snapshot
+from .base import Path, Replace, Snapshot
 
 __all__ = ["Request", "check_snapshot", "local_path", "upload_request"]
 
@@ -27,7 +27,7 @@ class Request:
     remote: Location
     selection: Selection
     kind: Kind | None = None
-    replace: bool = False
+    replace: Replace = False
     delete: bool = True
     links: Links = "refuse"
     step: int | None = None
@@ -78,7 +78,7 @@ def upload_request(  # noqa: PLR0913 - the front door's keywords
     kind: Kind | None,
     links: Links,
     *,
-    replace: bool,
+    replace: Replace,
     delete: bool,
     step: int | None = None,
 ) -> Request:
@@ -87,9 +87,10 @@ def upload_request(  # noqa: PLR0913 - the front door's keywords
         raise ConfigError(f"kind is 'sealed', 'rolling' or None, not {kind!r}")
     if links not in get_args(Links):
         raise ConfigError(f"links is 'refuse' or 'follow', not {links!r}")
-    for name, value in (("replace", replace), ("delete", delete)):
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name} is True or False, not {value!r}")
+    if not isinstance(delete, bool):
+        raise ConfigError(f"delete is True or False, not {delete!r}")
+    if not (isinstance(replace, bool) or replace == "own"):
+        raise ConfigError(f"replace is True, False or 'own', not {replace!r}")
     return Request(
         local=local_path(local_dir),
         remote=Location.parse(remote_dir),

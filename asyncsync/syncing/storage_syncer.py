@@ -17,7 +17,7 @@ from ..patterns import Selection
 from ..storage import Deleted
 from ..transfer import Links
 from ..units import MIB
-from .base import DAY_S, Path, Receipt, Snapshot, SyncPlan
+from .base import DAY_S, Path, Receipt, Replace, Snapshot, SyncPlan
 from .commits import Commit, ProbeReport, VerifyReport
 from .isolation import Client
 from .loop_syncer import LoopSyncer
@@ -148,7 +148,7 @@ class StorageSyncer:
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
         kind: Kind | None = None,
-        replace: bool = False,
+        replace: Replace = False,
         delete: bool = True,
         links: Links = "refuse",
         step: int | None = None,
@@ -165,7 +165,7 @@ class StorageSyncer:
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
         kind: Kind | None = None,
-        replace: bool = False,
+        replace: Replace = False,
         delete: bool = True,
         links: Links = "refuse",
         step: int | None = None,
@@ -181,7 +181,7 @@ class StorageSyncer:
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
         kind: Kind | None = None,
-        replace: bool = False,
+        replace: Replace = False,
         delete: bool = True,
         links: Links = "refuse",
         step: int | None = None,
@@ -200,7 +200,7 @@ class StorageSyncer:
             exclude, include: gitignore patterns relative to `local_dir`.
             kind: `sealed` (written once) or `rolling` (updated again and again); None takes that
                 of the commit that is there, or `sealed`.
-            replace: take the place of whatever commit is there.
+            replace: take the place of whatever commit is there; "own": if it came from here.
             delete: False keeps in a rolling target what is gone from the source.
             links: `follow` copies what links to files inside the tree lead to.
             step: training step to order commits by; None takes the number the name ends in.
@@ -235,7 +235,7 @@ class StorageSyncer:
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
         kind: Kind | None = None,
-        replace: bool = False,
+        replace: Replace = False,
         delete: bool = True,
         links: Links = "refuse",
     ) -> SyncPlan:

@@ -198,6 +198,9 @@ class Upload:
     ) -> Found:
         inside = {entry.path for entry in nested}
         scan = await source.scan(self._selection(kind), inside=inside)
+        for path in inside & scan.files.keys() if kind == "rolling" else ():
+            del scan.files[path]
+            scan.left_out.append((path, "a commit of that name is in the target"))
         held = self._request.held
         scan.left_out += held.left_out if held else ()
         for path, reason in scan.left_out:
@@ -246,7 +249,9 @@ class Upload:
                 "committed",
                 side="source",
             )
-        if previous is None or not previous.files or scan.files or not self._request.delete:
+        if previous is None or not previous.files or scan.files:
+            return
+        if kind == "rolling" and not self._request.delete:
             return
         raise RefusedError(
             f"source {quote(self._request.local)} is empty but {self._where} holds "
@@ -379,7 +384,9 @@ class Upload:
                 files = found.scan.files
                 found.entries = {p: e for p, e in manifest.files.items() if p in files}
                 missing = tuple(files[path] for path in exc.paths if path in files)
-                lost = {entry.path for entry in found.kept()}.intersection(exc.paths)
+                lost = set[str]()
+                if self._request.remote.scheme != "file":  # there, it is not ours to remove
+                    lost = {entry.path for entry in found.kept()}.intersection(exc.paths)
                 if not (missing or lost) or not again:
                     raise
                 found.missing |= lost

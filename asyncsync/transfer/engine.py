@@ -19,13 +19,14 @@ from ..storage import File, NewFile, Stored, TreeWriter
 from ..units import KIB, MIB
 from .failures import one_error
 from .pieces import Moving, Piece
-from .tally import Tally
+from .tally import STALL_S, Tally
 
 __all__ = ["Arrived", "Bounds", "Engine", "Note", "Outcome", "Source"]
 
 _SMALL_BYTES = 256 * KIB
 _BATCH_FILES = 64
 _BATCH_BYTES = 4 * MIB
+_SLOW_LINK = 4 * MIB  # bytes per second; a slower one looks as if it stood still
 
 
 F_contra = TypeVar("F_contra", bound=File, contravariant=True)
@@ -142,10 +143,19 @@ class _Writing(_Use[F]):
 
 
 class Engine:
-    """The bounds that all transfers of one syncer share."""
+    """The bounds that all transfers of one syncer share.
 
-    def __init__(self, bounds: Bounds, clock: Clock | None = None) -> None:
+    Args:
+        clock: by which nothing arrives any more.
+        rate: bytes per second that may move.
+    """
+
+    def __init__(
+        self, bounds: Bounds, clock: Clock | None = None, rate: float | None = None
+    ) -> None:
         self._bounds, self._clock = bounds, clock or SystemClock()
+        # Parts count when they are whole: on a slow link, all that is in flight may take long.
+        self._stall_s = STALL_S + 2 * bounds.memory_bytes / (rate or _SLOW_LINK)
         self._budget = ByteBudget(bounds.memory_bytes)
         self._files = anyio.Semaphore(bounds.max_files)
         self._requests = anyio.Semaphore(bounds.max_requests)
@@ -204,7 +214,7 @@ class Engine:
                     await self._small(batch, source, use, outcome)
 
         before = len(outcome.entries) + len(outcome.moving)
-        async with use.tally.watched(self._clock):
+        async with use.tally.watched(self._clock, self._stall_s):
             with one_error():
                 await each_bounded(self._bounds.max_files, batches(files), act)
         if len(outcome.entries) + len(outcome.moving) < before + len(files):

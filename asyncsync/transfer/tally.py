@@ -11,9 +11,9 @@ from ..concurrency import beside
 from ..events import Moved, Observer, Stalled, ignore
 from ..storage import File
 
-__all__ = ["Tally"]
+__all__ = ["STALL_S", "Tally"]
 
-_STALL_S = 60.0
+STALL_S = 60.0
 _LOOK_S = 15.0
 
 
@@ -40,23 +40,23 @@ class Tally:
             self._under_way.pop((path, part), None)
 
     @asynccontextmanager
-    async def watched(self, clock: Clock) -> AsyncIterator[None]:
-        """Tell when nothing arrives any more."""
+    async def watched(self, clock: Clock, stall_s: float = STALL_S) -> AsyncIterator[None]:
+        """Tell when nothing arrives any more for `stall_s` seconds."""
         if self._observe is ignore:
             yield
             return
         self._clock = clock
-        async with beside(partial(self._watch, clock)):
+        async with beside(partial(self._watch, clock, stall_s)):
             yield
 
-    async def _watch(self, clock: Clock) -> None:
+    async def _watch(self, clock: Clock, stall_s: float) -> None:
         moved, since = -1, clock.monotonic()
         while True:
             now, arrived = clock.monotonic(), self.moved_bytes + self.moved_files
             if arrived != moved:
                 moved, since = arrived, now
             for (path, part), began in self._under_way.items():
-                if (seconds := now - max(began, since)) >= _STALL_S:
+                if (seconds := now - max(began, since)) >= stall_s:
                     self._observe(Stalled(path=path, part=part, seconds=seconds))
                 break  # one is enough, and the first has waited longest
             await clock.sleep(_LOOK_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 
 import anyio.to_thread
@@ -15,6 +16,8 @@ _NETWORK = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3"}
 )
 _DEBOUNCE_MS = 1600
+_ANSWER_MS = 200  # how long it may take to stop
+_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 class NoHints(Exception):  # noqa: N818 - no error: the directory is looked at more often instead
@@ -34,10 +37,15 @@ async def hints(directory: str, changed: Callable[[], None]) -> None:
     except ModuleNotFoundError as exc:
         raise NoHints("watchfiles is not installed (pip install 'asyncsync[cli]')") from exc
     try:
-        async for _ in awatch(directory, watch_filter=None, debounce=_DEBOUNCE_MS):
+        async for _ in awatch(
+            directory, watch_filter=None, debounce=_DEBOUNCE_MS, rust_timeout=_ANSWER_MS
+        ):
             changed()
     except Exception as exc:  # the system's limits, as whatever its library makes of them
-        raise NoHints(f"{quote(directory)} cannot be watched: {exc}") from exc
+        first: BaseException = exc
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise NoHints(f"{quote(directory)} cannot be watched: {first}") from exc
     raise NoHints(f"{quote(directory)} is not watched any more")
 
 
@@ -58,7 +66,7 @@ def is_network(path: str, mounts: str) -> str:
     best, kind = "", ""
     for line in mounts.splitlines():
         fields = line.split(" ")
-        where = fields[4].encode().decode("unicode_escape")  # a blank is \\040
+        where = _OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4])  # a blank is \\040
         inside = path == where or path.startswith(where.rstrip("/") + "/")
         if inside and len(where) >= len(best) and "-" in fields:
             best, kind = where, fields[fields.index("-") + 1]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..names import LAST_FILES, is_ours
 from ..patterns import TEMPORARY_NAMES, Selection
 
-__all__ = ["Look", "Seen", "look_at"]
+__all__ = ["Look", "Seen", "look_at", "look_at_one"]
 
 _TEMPORARY = Selection(TEMPORARY_NAMES)
 
 
 class Seen(NamedTuple):
-    """A checkpoint: equal signatures, equal names, sizes and times; `finished`: its last file is
-    there."""
+    """A checkpoint: equal signatures, equal names, sizes and times; none, if it has no file yet.
+
+    `finished`: the file that its framework writes last is there.
+    """
 
     signature: str
     finished: bool
@@ -39,11 +41,12 @@ class Look:
     rest: str
 
 
-def look_at(directory: str, checkpoints: Selection) -> Look:
+def look_at(directory: str, checkpoints: Selection, exclude: Selection) -> Look:
     """Walk the directory; opens no file.
 
     Args:
         checkpoints: leaves out what is a checkpoint.
+        exclude: leaves out what does not matter.
 
     Raises:
         OSError: it is not there, or cannot be listed.
@@ -52,36 +55,31 @@ def look_at(directory: str, checkpoints: Selection) -> Look:
     with os.scandir(directory):
         pass  # what comes below may vanish; this may not
     seen: dict[str, Seen] = {}
-    rest = _Signature()
-    for path, entry in _walk(directory, "", checkpoints, seen):
-        rest.add(path, entry)
+    rest, folders = _Signature(), [""]
+    for above in folders:
+        for entry in _listed(f"{directory}/{above}"):
+            path = above + entry.name
+            if not entry.is_dir(follow_symlinks=False):
+                rest.add(path, entry)
+            elif not (_TEMPORARY.takes(f"{path}/file") and exclude.takes(f"{path}/file")):
+                continue
+            elif not checkpoints.takes(f"{path}/file"):
+                seen[path] = look_at_one(f"{directory}/{path}")
+            else:
+                rest.add(path, entry)
+                folders.append(f"{path}/")
     return Look((found.st_dev, found.st_ino), seen, rest.text)
 
 
-def _walk(
-    directory: str, above: str, checkpoints: Selection, seen: dict[str, Seen]
-) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Everything outside of checkpoints; those are noted in `seen`."""
-    for entry in _listed(f"{directory}/{above}"):
-        path = above + entry.name
-        if not entry.is_dir(follow_symlinks=False):
-            yield path, entry
-        elif not checkpoints.takes(f"{path}/file"):
-            seen[path] = _seen(f"{directory}/{path}")
-        elif _TEMPORARY.takes(f"{path}/file"):
-            yield path, entry
-            yield from _walk(directory, f"{path}/", checkpoints, seen)
-
-
-def _seen(checkpoint: str) -> Seen:
-    signature, names = _Signature(), {entry.name for entry in _listed(checkpoint)}
-    folders = [""]
+def look_at_one(checkpoint: str) -> Seen:
+    """How a checkpoint looks; opens no file."""
+    signature, names, folders = _Signature(), {e.name for e in _listed(checkpoint)}, [""]
     for above in folders:
         for entry in _listed(f"{checkpoint}/{above}"):
             signature.add(above + entry.name, entry)
             if entry.is_dir(follow_symlinks=False):
                 folders.append(f"{above}{entry.name}/")
-    return Seen(signature.text, not names.isdisjoint(LAST_FILES))
+    return Seen(signature.text if signature.files else "", not names.isdisjoint(LAST_FILES))
 
 
 def _listed(directory: str) -> list[os.DirEntry[str]]:
@@ -99,14 +97,17 @@ def _listed(directory: str) -> list[os.DirEntry[str]]:
 class _Signature:
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
+        self.files = 0
 
     def add(self, path: str, entry: os.DirEntry[str]) -> None:
         try:
             found = entry.stat(follow_symlinks=False)
         except OSError:  # gone meanwhile
             return
-        stamp = () if entry.is_dir(follow_symlinks=False) else (found.st_size, found.st_mtime_ns)
-        text = repr((path, found.st_ino, stamp))
+        stamp = (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        folder = entry.is_dir(follow_symlinks=False)
+        self.files += not folder
+        text = repr((path, found.st_ino, () if folder else stamp))
         self._hash.update(text.encode(errors="surrogateescape"))
 
     @property

@@ -15,10 +15,10 @@ _LONGEST_S = 600.0
 
 
 class Ready(NamedTuple):
-    """A checkpoint to save; `again`: another version of it was saved before."""
+    """A checkpoint to save, if it still looks like that."""
 
     path: str
-    again: bool
+    signature: str
 
 
 @dataclass(slots=True)
@@ -32,11 +32,11 @@ class _State:
     failures: int = 0
 
     def ready_at(self, settle_s: float) -> float:
-        if self.seen.signature == self.saved:
+        if self.seen.signature in ("", self.saved):
             return inf
         if self.seen.finished and not self.saved and not self.failures:
             return self.since
-        return self.since + max(settle_s, min(_LONGEST_S, settle_s * 2.0**self.failures))
+        return self.since + max(settle_s, min(_LONGEST_S, settle_s * 2.0 ** min(self.failures, 30)))
 
 
 class Settling:
@@ -60,7 +60,7 @@ class Settling:
             if state.seen != one:
                 state.seen, state.since = one, now
             if state.ready_at(self._settle_s) <= now:
-                ready.append(Ready(path, bool(state.saved)))
+                ready.append(Ready(path, one.signature))
                 state.before, state.saved = state.saved, one.signature
         return ready
 
@@ -69,6 +69,16 @@ class Settling:
         if (state := self._states.get(path)) is not None:
             state.saved, state.since = state.before, now
             state.failures += 1
+
+    def changed(self, path: str) -> None:
+        """It changed before it could be saved: it has to settle again."""
+        if (state := self._states.get(path)) is not None:
+            state.saved = state.before
+
+    def hurry(self) -> None:
+        """What has failed needs no pause any more."""
+        for state in self._states.values():
+            state.failures = 0
 
     def succeeded(self, path: str) -> None:
         """It was saved."""
@@ -82,4 +92,8 @@ class Settling:
     @property
     def unsettled(self) -> list[str]:
         """Those that are not saved as they are."""
-        return [path for path, state in self._states.items() if state.seen.signature != state.saved]
+        return [
+            path
+            for path, state in self._states.items()
+            if state.seen.signature not in ("", state.saved)
+        ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 
 from ..clock import Clock, SystemClock
 from ..concurrency import Threads
@@ -15,16 +17,18 @@ from ..patterns import Selection
 from ..scheduling import SyncScheduler
 from ..syncing import Path, local_path, within
 from .hints import NoHints, hints
-from .looks import Look, look_at
+from .looks import Look, look_at, look_at_one
 from .settling import Ready, Settling
 
-__all__ = ["CHECKPOINTS", "Away", "Back", "Polling", "Sight", "Watch"]
+__all__ = ["CHECKPOINTS", "Away", "Back", "Polling", "Refused", "Sight", "Watch"]
 
 CHECKPOINTS = ("checkpoint[-_]*/",)
 """How the directories of checkpoints are named, unless somebody says otherwise."""
 
 _RESCAN_S = 30.0
 _REST_S = 1.0
+_AT_ONCE = 4
+_FINE_S = 0.1
 _REST_TIMES = 10  # a large tree is looked at less often: a look takes a tenth of the time
 
 
@@ -44,6 +48,14 @@ class Back:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """A directory that is named like a checkpoint cannot be one."""
+
+    directory: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Polling:
     """Nobody says when something changes there: it is looked for."""
 
@@ -51,7 +63,7 @@ class Polling:
     reason: str
 
 
-Sight = Away | Back | Polling
+Sight = Away | Back | Polling | Refused
 
 
 class Watch:
@@ -66,6 +78,7 @@ class Watch:
             and with `delete=False`.
         settle_s: how long a checkpoint must not have changed.
         checkpoints: gitignore patterns of their directories.
+        exclude: gitignore patterns of what is no part of them.
         observe: hears whether the directory is there.
         hint: calls back when something changes.
 
@@ -76,7 +89,7 @@ class Watch:
         ConfigError: `settle_s` is no time, or a pattern is wrong.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what people may say, and what tests do
         self,
         directory: Path,
         scheduler: SyncScheduler,
@@ -84,18 +97,20 @@ class Watch:
         *,
         settle_s: float = 10.0,
         checkpoints: Sequence[str] = CHECKPOINTS,
+        exclude: Sequence[str] = (),
         observe: Callable[[Sight], None] = lambda sight: None,
         clock: Clock | None = None,
         hint: Callable[[str, Callable[[], None]], Awaitable[None]] = hints,
     ) -> None:
-        if not 0 < settle_s < float("inf"):
+        if not 0 < settle_s < inf:
             raise ConfigError(f"settle is a number of seconds above 0, not {settle_s!r}")
         self._directory = local_path(directory)
         self._scheduler, self._trial = scheduler, trial
         self._observe, self._hint = observe, hint
         self._clock = clock or SystemClock()
-        self._checkpoints = Selection(checkpoints)
-        self._settling = Settling(settle_s)
+        self._checkpoints, self._exclude = Selection(checkpoints), Selection(exclude)
+        self._settling, self._settle_s = Settling(settle_s), settle_s
+        self._slots = anyio.Semaphore(_AT_ONCE)
         # Changes are looked for at least that often; more often where nobody tells of them.
         self._poll_s = max(_REST_S, min(_RESCAN_S, settle_s / 2))
         self._rescan_s = _RESCAN_S
@@ -106,7 +121,7 @@ class Watch:
         self._watched: anyio.CancelScope | None = None
 
     async def run(self, stop: anyio.Event) -> list[str]:
-        """Watch until `stop` is set; then look once more, and wait for what is being saved.
+        """Watch until `stop` is set; then save what is complete, or settles just now.
 
         Cancelled, it ends at once; what was being saved is not.
 
@@ -121,10 +136,22 @@ class Watch:
                     while not stop.is_set():
                         await self._turn(threads, group, saving, stop)
                     group.cancel_scope.cancel()
-                self._save_all(await self._look(threads), None, saving)
+                await self._finish(threads, saving)
         finally:
             threads.close()
         return self._settling.unsettled
+
+    async def _finish(self, threads: Threads, saving: anyio.abc.TaskGroup) -> None:
+        """The last looks: whoever wrote a checkpoint may be told to stop when we are."""
+        self._settling.hurry()
+        until = inf
+        while True:
+            self._save_all(await self._look(threads), None, saving)
+            now, next_at = self._clock.monotonic(), self._settling.next_at()
+            until = min(until, now + self._settle_s)
+            if self.away or next_at > until:
+                return
+            await self._clock.sleep(max(_FINE_S, next_at - now))
 
     async def _stop(self, stop: anyio.Event) -> None:
         await stop.wait()
@@ -152,7 +179,7 @@ class Watch:
 
     async def _look(self, threads: Threads) -> Look | OSError:
         try:
-            return await threads.run(look_at, self._directory, self._checkpoints)
+            return await threads.run(look_at, self._directory, self._checkpoints, self._exclude)
         except OSError as exc:
             return exc
 
@@ -206,17 +233,22 @@ class Watch:
                     self._observe(Polling(self._directory, str(exc)))
 
     async def _save(self, ready: Ready) -> None:
-        """Save a checkpoint; the scheduler tells what becomes of it."""
+        """Save a checkpoint, unless it changes; the scheduler tells what becomes of it."""
         path = f"{self._directory}/{ready.path}"
-        try:
-            ticket = await self._scheduler.checkpoint(
-                self._trial, path, replace=ready.again, snapshot=False
-            )
-            await ticket.durable()
-        except ConfigError:
-            raise
-        except Exception:  # noqa: BLE001 - it was told; here it only matters that it is not done
-            self._settling.failed(ready.path, self._clock.monotonic())
-            self._wake()
-        else:
-            self._settling.succeeded(ready.path)
+        async with self._slots:
+            seen = await anyio.to_thread.run_sync(look_at_one, path)
+            if seen.signature != ready.signature:
+                self._settling.changed(ready.path)
+                return
+            try:
+                ticket = await self._scheduler.checkpoint(
+                    self._trial, path, exclude=self._exclude.exclude, replace="own", snapshot=False
+                )
+                await ticket.durable()
+            except Exception as exc:  # noqa: BLE001 - it is told; here it only matters that it is so
+                if isinstance(exc, ConfigError):  # of no sync, which would have told of it
+                    self._observe(Refused(path, str(exc)))
+                self._settling.failed(ready.path, self._clock.monotonic())
+                self._wake()
+            else:
+                self._settling.succeeded(ready.path)

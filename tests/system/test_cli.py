@@ -21,7 +21,7 @@ import pytest
 
 from asyncsync.cli.app import main
 from asyncsync.cli.runner import World
-from asyncsync.errors import BusyError, ConfigError
+from asyncsync.errors import ConfigError, NotFoundError
 
 from ..servers import Server
 from .trees import content, make, temporary
@@ -683,15 +683,28 @@ def test_watch_says_what_it_does_and_what_it_could_not_do(tmp_path: Path) -> Non
         make(directory, {"log": b"1"})
         assert process.stderr.readline() == f"asyncsync: {directory} is there again\n"
         line = process.stdout.readline()
-        make(directory, {"checkpoint_1/w": b"may be half written"})
+        make(directory, {"checkpoint_1/w": b"settles"})
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
 
     assert line.startswith(f"{target}: 1 file (1 B), 1 B sent in ")
+    assert out.startswith(f"{target}/checkpoint_1: 1 file (7 B), 7 B sent in ")
+    assert out.endswith(f"{target}: everything is there\n")
+    assert process.returncode == 0
+    assert err == "asyncsync: SIGINT: stopping; again to stop at once\n"
+    assert content(target) == {"log": b"1", "checkpoint_1/w": b"settles"}
+
+
+def test_watch_says_when_what_it_was_to_watch_is_not_there(tmp_path: Path) -> None:
+    with watching(tmp_path / "run", tmp_path / "store") as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+
+    assert process.returncode == NotFoundError.exit_code
     assert out == ""
-    assert process.returncode == BusyError.exit_code
-    assert "checkpoint_1 first" in err
-    assert content(target) == {"log": b"1"}
+    assert f"{tmp_path}/run is not there any more, or never was" in err
 
 
 def test_watch_names_what_is_not_there_in_the_end(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from asyncsync.errors import ConfigError, TransientError
 from asyncsync.patterns import Selection
 from asyncsync.scheduling import Failed, Notice, Synced, SyncScheduler
 from asyncsync.testing import FakeClock
+from asyncsync.transfer import Directory
 from asyncsync.watching import CHECKPOINTS, Away, Back, NoHints, Polling, Sight, Watch
 from asyncsync.watching.looks import look_at
 
@@ -152,7 +153,7 @@ async def test_a_checkpoint_goes_up_once_it_has_settled_and_the_rest_by_period(
     assert stage.left == []
 
 
-@pytest.mark.parametrize("name", ["commit_success.txt", "_CHECKPOINT_METADATA", ".metadata"])
+@pytest.mark.parametrize("name", ["commit_success.txt", ".snapshot_metadata", ".metadata"])
 async def test_a_checkpoint_whose_last_file_is_there_goes_up_at_once(
     stage: Stage, name: str
 ) -> None:
@@ -282,25 +283,103 @@ async def test_a_checkpoint_that_fails_is_tried_until_it_is_there(
     assert stage.left == []
 
 
-async def test_in_the_end_all_that_is_complete_goes_up_and_the_rest_is_named(
-    stage: Stage,
-) -> None:
+async def test_in_the_end_what_was_written_last_still_settles(stage: Stage) -> None:
     async with stage.watching():
         await stage.until(stage.synced)
-        make(
-            stage.directory,
-            {
-                "checkpoint_1/w": b"1",
-                "checkpoint_1/commit_success.txt": b"",
-                "checkpoint_2/w": b"2",
-                "log": b"last words",
-            },
-        )
+        make(stage.directory, {"checkpoint_1/w": b"1", "checkpoint_1/commit_success.txt": b""})
+        make(stage.directory, {"checkpoint_2/w": b"2", "log": b"last words"})
+        make(stage.directory, {"checkpoint_3/empty": None})
 
     assert stage.saved("checkpoint_1")
-    assert stage.left == ["checkpoint_2"]
+    assert stage.saved("checkpoint_2")
+    assert not (stage.target / "checkpoint_3").exists()
     assert content(stage.target)["log"] == b"last words"
-    assert not (stage.target / "checkpoint_2").exists()
+    assert stage.left == []
+
+
+async def test_in_the_end_what_still_changes_is_named(stage: Stage) -> None:
+    made = make(stage.directory / "checkpoint_1", {"w": b"1"})
+    until = stage.until
+
+    async def growing(condition: Callable[[], object], at_most: float = 0) -> None:
+        def grow() -> object:
+            (made / "w").write_bytes(os.urandom(8))
+            return condition()
+
+        await until(grow)
+
+    async with stage.watching():
+        await stage.until(stage.synced)
+        stage.until = growing  # type: ignore[method-assign]
+
+    assert stage.left == ["checkpoint_1"]
+    assert not (stage.target / "checkpoint_1").exists()
+
+
+async def test_a_checkpoint_that_changes_while_it_is_read_settles_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(stage.directory / "checkpoint_1", {"w": b"1", "x": b"2"})
+    read_many, times = Directory.read_many, 0
+
+    async def changing(source: Directory, files: Any) -> Any:
+        nonlocal times
+        pieces = await read_many(source, files)
+        if any(file.path == "x" for file in files):
+            times += 1
+            if times == 1:
+                (made / "x").unlink()
+        return pieces
+
+    monkeypatch.setattr(Directory, "read_many", changing)
+    async with stage.watching():
+        await stage.until(lambda: times)
+        await stage.until(lambda: [e for e in stage.events if isinstance(e, Failed)])
+        assert not (stage.target / "checkpoint_1" / ".asyncsync.json").exists()
+        (made / "x").write_bytes(b"complete")
+        await stage.until(lambda: stage.saved("checkpoint_1"))
+
+    assert content(stage.target / "checkpoint_1") == {"w": b"1", "x": b"complete"}
+
+
+async def test_a_checkpoint_that_comes_back_under_its_name_takes_the_place_of_the_old_one(
+    stage: Stage,
+) -> None:
+    make(stage.directory, {"checkpoint_latest/w": b"1"})
+    async with stage.watching():
+        await stage.until(lambda: stage.saved("checkpoint_latest"))
+        shutil.rmtree(stage.directory / "checkpoint_latest")
+        await stage.pass_time(2 * SETTLE)
+    make(stage.directory, {"checkpoint_latest/w": b"second"})
+    async with stage.watching():
+        await stage.until(lambda: stage.saved("checkpoint_latest"))
+
+    assert content(stage.target / "checkpoint_latest") == {"w": b"second"}
+
+
+async def test_a_file_where_a_checkpoint_was_does_not_stop_the_rest(stage: Stage) -> None:
+    make(stage.directory, {"checkpoint_1/w": b"1"})
+    async with stage.watching():
+        await stage.until(lambda: stage.saved("checkpoint_1"))
+        shutil.rmtree(stage.directory / "checkpoint_1")
+        make(stage.directory, {"checkpoint_1": b"a file", "b": b"2"})
+        await stage.until((stage.target / "b").exists)
+
+    assert content(stage.target) == {"log": b"1", "b": b"2", "checkpoint_1/w": b"1"}
+
+
+async def test_what_is_excluded_does_not_go_up_with_a_checkpoint_either(stage: Stage) -> None:
+    make(stage.directory, {"checkpoint_1/opt.pt": b"1", "checkpoint_1/w": b"2"})
+    async with stage.watching(exclude=["opt.pt"]):
+        await stage.until((stage.target / "checkpoint_1" / ".asyncsync.json").exists)
+
+    assert content(stage.target / "checkpoint_1") == {"w": b"2"}
+
+
+async def test_a_deep_tree_is_no_reason_to_end(stage: Stage) -> None:
+    make(stage.directory / "/".join("d" * 60), {"log": b"1"})
+    async with stage.watching():
+        await stage.until((stage.target / "/".join("d" * 60) / "log").exists)
 
 
 async def test_odd_things_in_a_directory_do_not_end_the_watch(stage: Stage) -> None:
@@ -341,15 +420,17 @@ async def test_what_is_no_time_to_settle_is_refused(stage: Stage, settle_s: floa
 
 
 def test_a_look_sees_checkpoints_and_the_rest_apart(tmp_path: Path) -> None:
-    checkpoints = Selection(CHECKPOINTS)
+    checkpoints = Selection(CHECKPOINTS), Selection(["wandb/"])
     make(tmp_path, {"log": b"1", "a/checkpoint_1/w": b"1", "a/checkpoint_1/deep/x": b"1"})
-    before = look_at(str(tmp_path), checkpoints)
+    before = look_at(str(tmp_path), *checkpoints)
     make(tmp_path, {"a/checkpoint_1/deep/x": b"22"})
-    inside = look_at(str(tmp_path), checkpoints)
+    inside = look_at(str(tmp_path), *checkpoints)
     make(tmp_path, {"log": b"22"})
-    outside = look_at(str(tmp_path), checkpoints)
+    outside = look_at(str(tmp_path), *checkpoints)
     make(tmp_path, {".run.asyncsync-snap-" + "0" * 32 + "/w": b"1", "checkpoint_tmp1/x": b"1"})
-    own = look_at(str(tmp_path), checkpoints)
+    make(tmp_path, {"checkpoint_7.orbax-checkpoint-tmp-1/x": b"1", "tmp-checkpoint-9/x": b"1"})
+    make(tmp_path, {"wandb/checkpoint_8/x": b"1"})
+    own = look_at(str(tmp_path), *checkpoints)
 
     assert list(before.checkpoints) == ["a/checkpoint_1"]
     assert before.checkpoints != inside.checkpoints
@@ -358,6 +439,6 @@ def test_a_look_sees_checkpoints_and_the_rest_apart(tmp_path: Path) -> None:
     assert inside.checkpoints == outside.checkpoints
     assert own.rest == outside.rest
     with pytest.raises(FileNotFoundError):
-        look_at(str(tmp_path / "nowhere"), checkpoints)
+        look_at(str(tmp_path / "nowhere"), *checkpoints)
     with pytest.raises(NotADirectoryError):
-        look_at(str(tmp_path / "log"), checkpoints)
+        look_at(str(tmp_path / "log"), *checkpoints)
