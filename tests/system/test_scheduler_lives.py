@@ -28,16 +28,16 @@ Act = Literal["quick", "slow", "fails", "is refused", "hangs", "is deaf", "cance
 ACTS: tuple[Act, ...] = get_args(Act)
 Step = tuple[str, int, float]
 
+TARGETS = tuple(f"x://{trial}{name}" for trial in TRIALS for name in ("", "/c1", "/c2"))
+WEIGHTS = {
+    "report": 6, "checkpoint": 4, "act": 5, "pass": 5, "turn": 3,
+    "cancel": 1, "complete": 1, "drain": 1, "let go": 1,
+}  # fmt: skip
 STEPS = st.tuples(
-    st.sampled_from(
-        [
-            "report", "report", "report", "checkpoint", "checkpoint", "cancel", "complete",
-            "drain", "act", "act", "let go", "pass", "pass", "turn",
-        ]
-    ),
-    st.integers(0, 20),
-    st.sampled_from([0.0, 0.5, 1.0, 7.0, 30.0, 61.0, 250.0]),
-)  # fmt: skip
+    st.sampled_from([what for what, weight in WEIGHTS.items() for _ in range(weight)]),
+    st.integers(0, 62),
+    st.sampled_from([0.5, 1.0, 7.0, 30.0, 61.0, 250.0]),
+)
 
 
 class InlineThreads:
@@ -151,8 +151,7 @@ class Life:
         elif what == "turn":
             await settle(which % 6)
         elif what == "act":
-            target = f"x://{trial}" + ("" if which % 2 else f"/{NAMES[which % 3 % 2]}")
-            self.world.acts[target] = ACTS[which % len(ACTS)]
+            self.world.acts[TARGETS[which % len(TARGETS)]] = ACTS[which % len(ACTS)]
         elif what == "let go":
             self.let_go()
         elif what == "cancel":
@@ -168,6 +167,7 @@ class Life:
         found = self.scheduler._trials.get(trial)
         if found is None:
             self.add(trial)
+            self.report(trial)  # what its life before has lost, that was told
         elif found.over:
             return
         elif what == "report":
@@ -233,7 +233,7 @@ lives = settings(max_examples=100, suppress_health_check=[HealthCheck.function_s
 @pytest.mark.one_loop
 @lives
 @given(
-    steps=st.lists(STEPS, max_size=40),
+    steps=st.lists(STEPS, min_size=20, max_size=60),
     overlap=st.sampled_from(OVERLAPS),
     max_syncs=st.integers(1, 3),
 )
@@ -308,7 +308,7 @@ async def left(life: Life, steps: list[Step], how: str) -> set[str]:
 @pytest.mark.one_loop
 @lives
 @given(
-    steps=st.lists(STEPS, max_size=30),
+    steps=st.lists(STEPS, min_size=10, max_size=40),
     overlap=st.sampled_from(OVERLAPS),
     how=st.sampled_from(["drain", "deadline", "error", "cancel", "signal"]),
 )
