@@ -19,8 +19,8 @@ from anyio.lowlevel import checkpoint
 
 from ..concurrency import Budget, Threads
 from ..errors import AsyncSyncError, ConfigError, StalledError, TransientError, quote
+from .connection import Connection, Sink
 from .heads import WireError
-from .wire import Connection, Sink
 
 __all__ = ["ConnectError", "Connections", "Origin", "origin_of", "proxy_lines"]
 

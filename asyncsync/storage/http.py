@@ -22,10 +22,10 @@ from ..errors import (
     quote,
 )
 from ..units import KIB, MIB
+from .connection import Connection, Sink, StuckError, TooLongError
 from .dialing import ConnectError, Connections, origin_of, proxy_lines
 from .heads import Head, WireError
 from .objects import Data
-from .wire import Connection, Sink, StuckError, TooLongError
 
 __all__ = ["Answer", "Http", "http_time", "retry_after_s"]
 

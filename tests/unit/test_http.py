@@ -25,7 +25,8 @@ from asyncsync.errors import (
     StalledError,
     TransientError,
 )
-from asyncsync.storage import dialing, wire
+from asyncsync.storage import connection as connections
+from asyncsync.storage import dialing
 from asyncsync.storage import http as http_module
 from asyncsync.storage.dialing import Origin
 from asyncsync.storage.http import Answer, Http, retry_after_s
@@ -352,7 +353,7 @@ async def test_what_was_opened_while_the_rest_was_closed_is_closed(
     http, dialled = Http(max_connections=1), dialing._dialled
     await http.open(threads)
 
-    async def closing(origin: Origin) -> wire.Connection:
+    async def closing(origin: Origin) -> connections.Connection:
         connection = await dialled(origin)
         with anyio.CancelScope(shield=True):
             await http.aclose()
@@ -659,7 +660,7 @@ async def test_what_leaves_slowly_is_not_given_up(
     """What is held back on the way becomes less, and nothing else shows that it moves."""
     now_s, moved_bytes = 0.0, 0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
-    monkeypatch.setattr(wire.Connection, "moved_bytes", property(lambda _: moved_bytes))
+    monkeypatch.setattr(connections.Connection, "moved_bytes", property(lambda _: moved_bytes))
 
     async def slow(connection: Connection) -> None:
         nonlocal now_s, moved_bytes
@@ -789,7 +790,7 @@ async def test_cancelled_it_does_not_wait_for_a_write_that_is_held_back(
     threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing the connection makes sure at once that nothing comes of it."""
-    monkeypatch.setattr(wire.Connection, "_unsent_bytes", 1)
+    monkeypatch.setattr(connections.Connection, "_unsent_bytes", 1)
     scope, http = anyio.CancelScope(), Http(max_connections=1)
     await http.open(threads)
 
@@ -958,14 +959,14 @@ async def test_over_tls_there_is_room_for_all_that_has_come(
 ) -> None:
     """asyncio gives out what does not fit a turn later, and at the end of a connection never."""
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    get_buffer, rooms = wire.Connection.get_buffer, list[tuple[int, int]]()
+    get_buffer, rooms = connections.Connection.get_buffer, list[tuple[int, int]]()
 
-    def noted(connection: wire.Connection, sizehint: int) -> memoryview:
+    def noted(connection: connections.Connection, sizehint: int) -> memoryview:
         buffer = get_buffer(connection, sizehint)
         rooms.append((sizehint, len(buffer)))
         return buffer
 
-    monkeypatch.setattr(wire.Connection, "get_buffer", noted)
+    monkeypatch.setattr(connections.Connection, "get_buffer", noted)
     text = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BIG)
     async with serving(answers(text + BIG), _tls(authority, "127.0.0.1")) as server:
         answer = await _get(server, tmp_path / "ca.pem", threads)
@@ -978,15 +979,15 @@ async def test_over_tls_a_body_waits_until_there_is_room(
     authority: trustme.CA, tmp_path: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    paused, pause = anyio.Event(), wire.Connection.pause_writing
+    paused, pause = anyio.Event(), connections.Connection.pause_writing
     held = list[int]()
 
-    def pausing(connection: wire.Connection) -> None:
+    def pausing(connection: connections.Connection) -> None:
         pause(connection)
         held.append(connection._unsent_bytes)
         paused.set()
 
-    monkeypatch.setattr(wire.Connection, "pause_writing", pausing)
+    monkeypatch.setattr(connections.Connection, "pause_writing", pausing)
 
     async def script(connection: Connection) -> None:
         connection.writer.transport.pause_reading()  # type: ignore[attr-defined]

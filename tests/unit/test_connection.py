@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncsync.storage.connection import Connection, Sink, TooLongError
 from asyncsync.storage.heads import Head, WireError, field_of, read_head
-from asyncsync.storage.wire import Connection, Sink, TooLongError
 
 
 class Line(asyncio.Transport):
