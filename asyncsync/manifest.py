@@ -5,8 +5,6 @@ The format is specified in docs/formats/manifest.md; the vectors there are the t
 
 from __future__ import annotations
 
-import base64
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ import msgspec
 
 from .digest import ALGORITHM, CHUNK_BYTES, Hasher, chunk_count, tree_digest
 from .errors import FormatError, IntegrityError, RefusedError, quote
-from .names import check_path, check_set, sort_key
+from .names import check_path, check_set, path_from_json, path_to_json, sort_key
 from .units import GIB, KIB, MIB
 
 __all__ = [
@@ -219,11 +217,11 @@ def _content(entry: Entry) -> list[object]:
     """What counts for the identity: not the time, and not how the digest was put together."""
     match entry:
         case FileEntry():
-            return ["f", _wire_path(entry.path), entry.size_bytes, entry.digest, entry.mode]
+            return ["f", path_to_json(entry.path), entry.size_bytes, entry.digest, entry.mode]
         case DirectoryEntry():
-            return ["d", _wire_path(entry.path), entry.mode]
+            return ["d", path_to_json(entry.path), entry.mode]
         case NestedEntry():
-            return ["n", _wire_path(entry.path), entry.identity]
+            return ["n", path_to_json(entry.path), entry.identity]
 
 
 class _File(msgspec.Struct, frozen=True, array_like=True, tag="f"):
@@ -281,7 +279,7 @@ def _last_line(hasher: Hasher) -> bytes:
 
 def _body(manifest: Manifest) -> Iterator[bytes]:
     fields = msgspec.to_builtins(manifest.header)
-    fields["name"] = _wire_path(manifest.header.name)
+    fields["name"] = path_to_json(manifest.header.name)
     yield _encode(fields)[:-1] + _OPENING + b"\n"
     last = len(manifest.entries) - 1
     for number, entry in enumerate(manifest.entries):
@@ -295,27 +293,6 @@ def _line(entry: Entry) -> list[object]:
         if entry.chunks:
             line.append(entry.chunks)
     return line
-
-
-def _wire_path(path: str) -> str | list[str]:
-    """A path as JSON: text, or base64 in a list when its bytes are not UTF-8."""
-    if path.isascii():
-        return path
-    raw = os.fsencode(path)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return [base64.b64encode(raw).decode("ascii")]
-
-
-def _path(wire: str | list[str]) -> str:
-    if isinstance(wire, str):
-        return wire
-    (encoded,) = wire
-    raw = base64.b64decode(encoded, validate=True)
-    path = os.fsdecode(raw)
-    _check(_wire_path(path) == wire, "a name is not in canonical form")
-    return path
 
 
 def read_header(line: bytes) -> Header:
@@ -348,7 +325,7 @@ def _header(text: bytes) -> Header:
     # Fields that we do not know are allowed; a second reading of those that we know is not.
     fields = msgspec.json.decode(text)
     _check(_encode(fields) == text, "its header is not in canonical form")
-    fields["name"] = _path(msgspec.convert(fields.get("name", ""), str | list[str]))
+    fields["name"] = path_from_json(msgspec.convert(fields.get("name", ""), str | list[str]))
     header = msgspec.convert(fields, Header)
     _check_header(header)
     for identity in (header.identity, header.parent, header.part_of):
@@ -413,7 +390,7 @@ def _entry(text: bytes) -> Entry:
 
 
 def _from_line(line: _File | _Directory | _Nested) -> Entry:
-    path = _path(line.path)
+    path = path_from_json(line.path)
     match line:
         case _File():
             return _file(path, line)

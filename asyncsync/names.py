@@ -6,6 +6,7 @@ escapes, the way `os.fsdecode` makes them, so every name of a Linux disk has one
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import secrets
@@ -38,6 +39,8 @@ __all__ = [
     "new_attempt",
     "parents_of",
     "parts_name",
+    "path_from_json",
+    "path_to_json",
     "sort_key",
 ]
 
@@ -139,6 +142,28 @@ def is_commit_file(path: str) -> bool:
     """
     name = path.rpartition("/")[2]
     return name in _COMMIT_FILES or name.endswith(".index.json")
+
+
+def path_to_json(path: str) -> str | list[str]:
+    """A path as JSON: text, or base64 in a list when its bytes are not UTF-8."""
+    if path.isascii():
+        return path
+    raw = os.fsencode(path)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return [base64.b64encode(raw).decode("ascii")]
+
+
+def path_from_json(text: str | list[str]) -> str:
+    """What `path_to_json` was made of. ValueError: it is not what that makes."""
+    if isinstance(text, str):
+        return text
+    (encoded,) = text
+    path = os.fsdecode(base64.b64decode(encoded, validate=True))
+    if path_to_json(path) != text:
+        raise ValueError("a name is not in canonical form")
+    return path
 
 
 def sort_key(path: str) -> bytes:
