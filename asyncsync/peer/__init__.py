@@ -1,0 +1,5 @@
+"""Serving a store to other nodes."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
