@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from math import inf
+from math import ceil, inf
 from typing import NamedTuple
 
 from .jobs import Target
@@ -12,6 +12,7 @@ from .values import Why
 __all__ = ["Alarms", "Late"]
 
 _LEAST_S = 10.0
+_AGAIN_S = 3600.0
 
 
 class Late(NamedTuple):
@@ -36,10 +37,12 @@ class Alarms:
 
     def next_at(self) -> float:
         """When to look."""
+        while self._looks and self._looks[0][2].due_since == inf:
+            heapq.heappop(self._looks)[2].watched = False  # done: nobody need wake up for it
         return self._looks[0][0] if self._looks else inf
 
     def ring(self, now: float) -> list[Late]:
-        """Those that are late, each once for each reason."""
+        """Those that are late, each once an hour for each reason."""
         found: list[Late] = []
         while self._looks and self._looks[0][0] <= now:
             target = heapq.heappop(self._looks)[2]
@@ -48,9 +51,9 @@ class Alarms:
                 continue
             at = target.due_since + _patience_s(target)
             if at <= now:
-                at = now + _LEAST_S
+                at = ceil(now + _LEAST_S)  # with others that are late, too
                 why = _why(target, now)
-                if why is not None and is_news(target, why):
+                if why is not None and is_news(target, why, now):
                     found.append(Late(target, why))
             self._look(target, at)
         return found
@@ -61,11 +64,12 @@ class Alarms:
         heapq.heappush(self._looks, (at, self._numbers, target))
 
 
-def is_news(target: Target, why: Why) -> bool:
-    """Whether that was not said of it yet; from here on it was."""
-    if why in target.told or (why == "slow" and "stalled" in target.told):
+def is_news(target: Target, why: Why, now: float) -> bool:
+    """Whether that was not said of it within the hour; from here on it was."""
+    said: tuple[Why, ...] = ("slow", "stalled") if why == "slow" else (why,)  # that says more
+    if any(now - target.told.get(one, -inf) < _AGAIN_S for one in said):
         return False
-    target.told.add(why)
+    target.told[why] = now
     return True
 
 

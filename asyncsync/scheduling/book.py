@@ -120,7 +120,7 @@ class Book:
             return True
         if decision is Decision.WAIT and tree.reached:
             self._wake_at(now + wait_s, tree)
-            return True
+            return self._timers[0][2] is tree
         return False  # the end of what runs there asks again
 
     def job_of(self, tree: Tree, urgency: Urgency) -> Job:
@@ -187,7 +187,8 @@ class Book:
     def succeeded(self, job: Job, now: float) -> None:
         """A job is done: its target holds what its source held when it started, or newer."""
         tree, target = job.tree, self.target_of(job)
-        target.usual_s, target.reason, target.told = now - job.started_at, "", set()
+        target.usual_s, target.reason = now - job.started_at, ""
+        target.told.clear()
         if tree is not None:
             tree.succeeded_at, tree.failures, tree.rests_until = job.started_at, 0, -inf
             tree.moving_since = inf

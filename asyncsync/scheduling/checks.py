@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from math import inf
 
 from ..errors import AsyncSyncError, ConfigError, TransferError, TransientError, quote
@@ -12,7 +13,15 @@ from ..syncing import AsyncSyncer, SyncConfig
 from .jobs import Direction
 from .trials import Trial
 
-__all__ = ["check_alone", "check_apart", "check_name", "check_number", "check_syncer", "raise_all"]
+__all__ = [
+    "check_alone",
+    "check_apart",
+    "check_name",
+    "check_number",
+    "check_syncer",
+    "excluded",
+    "raise_all",
+]
 
 
 def check_syncer(syncer: AsyncSyncer | None, config: SyncConfig) -> None:
@@ -49,9 +58,21 @@ def check_apart(trial: Trial, name: str) -> None:
 
 def check_alone(trials: Iterable[Trial], local: str, direction: Direction, name: str) -> None:
     """Refuse a second trial that downloads into the same directory."""
-    for other in trials:
-        if direction == "down" and other.name != name and other.local == local:
+    for other in trials if direction == "down" else ():
+        if other.name != name and other.local == local:
             raise ConfigError(f"{quote(local)} is the directory of trial {quote(other.name)}, too")
+
+
+def excluded(checkpoints: str, exclude: Sequence[str]) -> tuple[str, ...]:
+    """The patterns of what `report` leaves out, checked."""
+    if isinstance(exclude, str):
+        Selection(exclude)  # which says what to give instead
+    return _checked((checkpoints, *exclude))
+
+
+@lru_cache  # most trials name theirs alike
+def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(Selection(patterns).exclude)
 
 
 def raise_all(trial: str, errors: list[Exception]) -> None:

@@ -88,7 +88,7 @@ class Target:
         usual_s: what the last transfer took.
         due_since: when something was due there that is not done; inf: nothing is.
         reason: what failed last, until a sync succeeds.
-        told: the alarms that were raised, until then.
+        told: when which alarm was raised last, until then.
         watched: it is going to be looked at whether it is late.
     """
 
@@ -101,7 +101,7 @@ class Target:
     usual_s: float = 0.0
     due_since: float = inf
     reason: str = ""
-    told: set[str] = field(default_factory=set)
+    told: dict[str, float] = field(default_factory=dict)
     watched: bool = False
 
     @property

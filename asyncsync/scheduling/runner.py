@@ -188,9 +188,9 @@ class Runner:
 
     def _hear(self, job: Job, event: Event) -> None:
         """What a sync tells while it runs."""
-        target = self._book.target_of(job)
-        if isinstance(event, Stalled) and target.running is job and is_news(target, "stalled"):
-            self._raise_alarm(target, "stalled", self._clock.monotonic(), event.path, event.part)
+        target, now = self._book.target_of(job), self._clock.monotonic()
+        if isinstance(event, Stalled) and target.running is job and is_news(target, "stalled", now):
+            self._raise_alarm(target, "stalled", now, event.path, event.part)
 
     # -- asking
 

@@ -11,12 +11,19 @@ from typing import Any, Self
 from ..clock import Clock, SystemClock
 from ..concurrency import Threads
 from ..errors import ConfigError, quote
-from ..patterns import Selection
 from ..syncing import AsyncSyncer, Path, Replace, StorageSyncer, SyncConfig, local_path, within
 from ..transfer import Snapshots
 from . import reasons
 from .book import Book
-from .checks import check_alone, check_apart, check_name, check_number, check_syncer, raise_all
+from .checks import (
+    check_alone,
+    check_apart,
+    check_name,
+    check_number,
+    check_syncer,
+    excluded,
+    raise_all,
+)
 from .due import Overlap, Rules
 from .jobs import Direction, Job, Tree, Urgency
 from .ledger import Ledger
@@ -197,7 +204,7 @@ class SyncScheduler:
             source=local,
             target=target,
             direction=direction,
-            exclude=tuple(Selection((checkpoints, *exclude)).exclude),  # and checks them
+            exclude=excluded(checkpoints, exclude),
             delete=delete,
         )
         target.trees.append(tree)
@@ -433,11 +440,11 @@ class SyncScheduler:
             raise ConfigError("this SyncScheduler is not open; use it inside its `async with`")
 
     def _trial(self, name: str) -> Trial:
-        self._check_open()
         found = self._trials.get(name)
-        if found is None:
-            raise ConfigError(f"trial {quote(str(name))} takes no part; add it first")
-        if found.over:
+        if found is None or found.over or self._runner.closed:
+            self._check_open()
+            if found is None:
+                raise ConfigError(f"trial {quote(str(name))} takes no part; add it first")
             raise ConfigError(f"trial {quote(name)} is being completed; add it again afterwards")
         return found
 

@@ -25,6 +25,8 @@ class Trial:
         over: it is being completed.
     """
 
+    __slots__ = ("driven", "local", "name", "over", "remote", "trees")
+
     def __init__(self, name: str, local: str, remote: str, driven: Tree) -> None:
         self.name, self.local, self.remote = name, local, remote
         self.driven, self.over = driven, False

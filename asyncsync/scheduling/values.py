@@ -94,7 +94,7 @@ class Same:
 class Alarm:
     """What is due is not done in the time of two of its transfers: somebody should look.
 
-    Said once for each reason, until a sync of that target succeeds.
+    Said once for each reason, and again each hour, until a sync of that target succeeds.
 
     Attributes:
         why: `waiting` for a slot; `slow`: it is on its way; `stalled`: and nothing arrives;

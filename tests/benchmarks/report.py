@@ -35,7 +35,7 @@ files were compared; the nginx sink (two workers) checks nothing and drops what 
 Servers share the cores with the clients.
 """
 
-_BASIC = {"wall_s", "cpu_s", "pss_bytes", "lag_p99_s", "lag_max_s"}
+_BASIC = {"wall_s", "cpu_s", "pss_bytes", "lag_p99_s", "lag_max_s", "empty_cpu_ratio"}
 _SHOWN = {  # metric -> heading, unit
     "wall_s": ("wall", 1.0, "s"),
     "cpu_s": ("CPU", 1.0, "s"),
@@ -46,6 +46,7 @@ _SHOWN = {  # metric -> heading, unit
     "pss_over_bytes": ("over baseline", MIB, "MiB"),
     "cpu_per_file_s": ("CPU per file", 1e-6, "µs"),
     "cpu_ratio": ("of one core", 0.01, "%"),
+    "empty_cpu_ratio": ("without reports", 0.01, "%"),
     "report_p99_s": ("report p99", 1e-6, "µs"),
     "decision_s": ("decision", 1e-6, "µs"),
     "writes": ("writes", 1, ""),

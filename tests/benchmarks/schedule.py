@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from timeit import timeit
 from typing import Any
 
@@ -12,6 +12,7 @@ __all__ = ["schedule"]
 
 TRIALS = 10_000
 SECONDS = 30
+EMPTY_SECONDS = 10
 _SLICES = 100
 _DECISIONS = 200_000
 
@@ -36,8 +37,29 @@ class _Instant:
     async def aclose(self) -> None: ...
 
 
+def _nothing(trial: str, *, training_iteration: float, time_total_s: float) -> None:
+    """What the measurement itself costs."""
+
+
+async def _reporting(
+    report: Callable[..., None], names: Sequence[str], seconds: int
+) -> tuple[float, list[int]]:
+    """Each trial reports once a second. The share of a core, and how long each report took."""
+    took: list[int] = []
+    began, used = time.perf_counter(), time.process_time()
+    for turn in range(seconds * _SLICES):
+        now = time.perf_counter_ns()
+        for name in names[turn % _SLICES :: _SLICES]:
+            report(name, training_iteration=3 + turn // _SLICES, time_total_s=turn)
+            before, now = now, time.perf_counter_ns()
+            took.append(now - before)
+        await asyncio.sleep(max(0.0, began + (turn + 1) / _SLICES - time.perf_counter()))
+    used, wall = time.process_time() - used, time.perf_counter() - began
+    return used / wall, sorted(took)
+
+
 async def schedule() -> dict[str, float]:
-    """Seconds of CPU, of a decision and of a report, once every trial has been synced."""
+    """Shares of a core, seconds of a decision and a report, once every trial has been synced."""
     from asyncsync import SyncConfig, SyncScheduler
     from asyncsync.scheduling import Facts, decide
 
@@ -48,21 +70,13 @@ async def schedule() -> dict[str, float]:
             scheduler.add(name, local_dir=f"/work/{name}", remote_dir=f"x://{name}")
             scheduler.report(name, training_iteration=2, time_total_s=0)
         await syncer.all.wait()
-        took: list[int] = []
-        began, used = time.perf_counter(), time.process_time()
-        for turn in range(SECONDS * _SLICES):
-            now = time.perf_counter_ns()
-            for name in names[turn % _SLICES :: _SLICES]:
-                scheduler.report(name, training_iteration=3 + turn // _SLICES, time_total_s=turn)
-                before, now = now, time.perf_counter_ns()
-                took.append(now - before)
-            await asyncio.sleep(max(0.0, began + (turn + 1) / _SLICES - time.perf_counter()))
-        used, wall = time.process_time() - used, time.perf_counter() - began
+        empty, _ = await _reporting(_nothing, names, EMPTY_SECONDS)
+        ratio, took = await _reporting(scheduler.report, names, SECONDS)
     facts = Facts(False, True, True, 5.0, False, False)
     one = timeit(lambda: decide(facts, "coalesce"), number=_DECISIONS) / _DECISIONS
-    took.sort()
     return {
-        "cpu_ratio": used / wall,
+        "cpu_ratio": ratio,
+        "empty_cpu_ratio": empty,
         "report_p99_s": took[len(took) * 99 // 100] / 1e9,
         "decision_s": one,
     }

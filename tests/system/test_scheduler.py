@@ -1038,6 +1038,15 @@ async def test_trials_that_were_added_twice_or_never_or_share_a_target(stage: St
             scheduler.add("b", local_dir="b")
 
 
+@pytest.mark.parametrize("exclude", ["*.tmp", ["*.tmp", "!"]])
+async def test_what_is_no_list_of_patterns_is_refused(stage: Stage, exclude: Any) -> None:
+    async with stage.open() as scheduler:
+        with pytest.raises(ConfigError, match="pattern"):
+            scheduler.add("b", local_dir="b", remote_dir="x://b", exclude=exclude)
+
+        assert [trial.trial for trial in scheduler.status().trials] == ["a"]
+
+
 async def test_an_observer_that_raises_is_not_called_again_and_named(stage: Stage) -> None:
     calls: list[Notice] = []
 

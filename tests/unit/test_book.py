@@ -80,6 +80,19 @@ def test_what_was_not_reported_is_not_synced_again() -> None:
     assert book.starts(1000.0) == []
 
 
+def test_a_report_wakes_nobody_unless_there_is_something_to_do_earlier() -> None:
+    book, trees = make(slots=TRIALS)
+    woken = [book.report(tree, float(n)) for n, tree in enumerate(trees)]
+    for number, job in enumerate(book.starts(5.0)):
+        book.succeeded(job, 6.0 + number)
+    trees[2].rests_until = 100.0
+    later = [book.report(trees[n], 10.0) for n in (2, 0, 1, 0)]
+
+    assert woken == [True] * TRIALS  # they may start
+    assert later == [True, True, False, False]
+    assert book.next_at() == 65.0
+
+
 def test_urgent_ones_go_first_and_old_ones_before_them() -> None:
     book, trees = make(slots=1)
     book.report(trees[0], 0.0)
