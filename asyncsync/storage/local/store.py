@@ -21,7 +21,7 @@ from ...errors import (
     quote,
 )
 from ...manifest import Header, Manifest
-from ...names import LOCK, NEXT, ROOT_MARKER, is_ours
+from ...names import LOCK, NEXT, is_ours
 from ..objects import Data
 from ..trees import (
     Block,
@@ -41,14 +41,11 @@ from .deleting import delete
 from .finish import tidy_root
 from .fs import (
     DIRECTORY,
-    create_file,
     fsync_directory,
-    opened,
-    read_at,
-    write_at,
 )
 from .locks import Lock
 from .manifests import current, current_header, tag_of, trees
+from .marking import mark_root
 from .place import Place, real_path
 from .probe import probe
 from .publish import Attempt
@@ -58,7 +55,6 @@ from .trash import OLD, holders, sweep
 __all__ = ["LocalTrees"]
 
 T = TypeVar("T")
-_MAX_MARKER_BYTES = 4096
 _AT_ONCE = 64  # files in one hop to a thread
 _READERS = 8
 
@@ -137,7 +133,7 @@ class LocalTrees:
         return await self._run("target", tree, _confirm, self._root, tree)
 
     async def mark_root(self, tree: str, marker: bytes) -> bytes:
-        return await self._run("target", tree, _mark_root, self._root, tree, marker)
+        return await self._run("target", tree, mark_root, self._root, tree, marker)
 
     async def probe(self, tree: str) -> TreeCapabilities:
         return await self._run("target", tree, lambda: probe(_existing(self._root, tree)))
@@ -335,22 +331,6 @@ def _tidy_alone(root: int, where: str) -> None:
 
 def _is_left_over(name: str) -> bool:
     return name in (LOCK, NEXT) or (name.startswith(".asyncsync-tmp-") and is_ours(name))
-
-
-def _mark_root(base: str, tree: str, marker: bytes) -> bytes:
-    with closing(Place(base, f"{tree}/{ROOT_MARKER}".lstrip("/"))) as place:
-        try:
-            fd = create_file(place.parent, ROOT_MARKER, 0o666)
-        except FileExistsError:
-            with opened(place.parent, ROOT_MARKER, os.O_RDONLY | os.O_NONBLOCK) as fd:
-                return bytes(read_at(fd, _MAX_MARKER_BYTES, 0))
-        try:
-            write_at(fd, marker, 0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        place.flush()
-        return marker
 
 
 def _existing(base: str, tree: str) -> str:
