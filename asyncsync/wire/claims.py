@@ -10,7 +10,7 @@ from typing import Self
 import msgspec
 
 from ..errors import ConfigError
-from .names import check_tree, is_tree
+from .names import check_tree_name, is_tree_name
 
 __all__ = ["DEFAULT_LIFE_S", "WORKER", "Claims", "Operation"]
 
@@ -60,7 +60,7 @@ class Claims(
     max_files: int | None = None
 
     def __post_init__(self) -> None:
-        if not is_tree(self.scope):
+        if not is_tree_name(self.scope):
             raise ConfigError("the scope of a token is the name of a tree, or '' for all trees")
         if not self.operations or not self.operations <= frozenset(Operation):
             raise ConfigError(f"a token allows some of {', '.join(Operation)}")
@@ -90,7 +90,7 @@ class Claims(
             RefusedError: no tree can have the name `scope`.
             ConfigError: another value is out of range.
         """
-        check_tree(scope)
+        check_tree_name(scope)
         return cls(
             scope=scope,
             operations=operations,
@@ -106,12 +106,12 @@ class Claims(
         """The first component of the scope: `""` if it is all trees."""
         return self.scope.partition("/")[0]
 
-    def allows(self, operation: Operation, tree: str) -> bool:
-        """Whether it lets its holder do that with that tree. What is no name of a tree, nobody may.
+    def allows(self, operation: str, tree: str) -> bool:
+        """Whether its holder may do that with that tree; not if it is no name of a tree.
 
         When it is valid is another question: see `KeyRing.verify`.
         """
-        return operation in self.operations and is_tree(tree) and _is_below(tree, self.scope)
+        return operation in self.operations and is_tree_name(tree) and _is_below(tree, self.scope)
 
     def is_within(self, wider: Claims) -> bool:
         """Whether nothing is allowed here that `wider` does not allow."""

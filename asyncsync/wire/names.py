@@ -10,8 +10,8 @@ from ..names import MAX_DEPTH, PARTS
 __all__ = [
     "MAX_TREE_BYTES",
     "check_session_id",
-    "check_tree",
-    "is_tree",
+    "check_tree_name",
+    "is_tree_name",
     "parse_index",
 ]
 
@@ -22,12 +22,12 @@ _SESSION = re.compile(r"[0-9a-f]{32}")
 _INDEX = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
-def is_tree(name: str) -> bool:
+def is_tree_name(name: str) -> bool:
     """Whether a head has trees of that name; `""` is what its root is called."""
     return _fault(name) is None
 
 
-def check_tree(name: str) -> None:
+def check_tree_name(name: str) -> None:
     """Refuse a name of a tree that is not plain. What is allowed is compared as it is.
 
     Directories with other names are synced under a name of the caller's choice; the names of the

@@ -17,15 +17,17 @@ import msgspec
 from ..errors import AccessDeniedError, ConfigError
 from ..secrets import Secret
 from . import base64url
-from .claims import DEFAULT_LIFE_S, Claims
+from .claims import DEFAULT_LIFE_S, Claims, Operation
 from .hkdf import hkdf
 
 __all__ = [
     "MAX_LINKS",
     "MAX_TOKEN_BYTES",
     "SKEW_S",
+    "Claims",
     "HeadKey",
     "KeyRing",
+    "Operation",
     "TokenError",
     "TokenFault",
     "claims_of",
