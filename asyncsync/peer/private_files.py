@@ -31,15 +31,17 @@ def read_private(path: Path) -> bytes | None:
         if path.is_symlink():
             raise ConfigError(f"{quote(str(path))} is a link; name the file itself") from exc
         raise _failed("read", path, exc) from exc
-    with open(fd, "rb") as file:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise ConfigError(f"{quote(str(path))} is not a file; name another one")
         _check_private(path, found, 0o600)
-        try:
+        with open(fd, "rb", closefd=False) as file:
             content = file.read(_MAX_BYTES + 1)
-        except OSError as exc:
-            raise _failed("read", path, exc) from exc
+    except OSError as exc:
+        raise _failed("read", path, exc) from exc
+    finally:
+        os.close(fd)
     if len(content) > _MAX_BYTES:
         raise ConfigError(f"{quote(str(path))} is too long for a file of keys; name another one")
     return content
@@ -58,8 +60,8 @@ def write_private(path: Path, content: bytes, *, replace: bool) -> None:
     try:
         directory = os.open(path.parent, _DIRECTORY)
         try:
-            _write(directory, temporary, content)
             try:
+                _write(directory, temporary, content)
                 _publish(directory, temporary, path.name, replace=replace)
             finally:
                 with suppress(FileNotFoundError):
