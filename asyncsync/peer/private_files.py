@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -28,7 +29,7 @@ def read_private(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        if path.is_symlink():
+        if exc.errno == errno.ELOOP:
             raise ConfigError(f"{quote(str(path))} is a link; name the file itself") from exc
         raise _failed("read", path, exc) from exc
     try:

@@ -337,6 +337,18 @@ def test_the_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
         server_context(found.file)
 
 
+def test_a_ca_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    """Of a kind that we do not make."""
+    (tmp_path / "tls").mkdir(mode=0o700)
+    foreign = trustme.CA(key_type=trustme.KeyType.RSA).private_key_pem.bytes()
+    foreign += trustme.CA().cert_pem.bytes()
+    (tmp_path / "tls" / "ca.pem").write_bytes(foreign)
+    (tmp_path / "tls" / "ca.pem").chmod(0o600)
+
+    with pytest.raises(ConfigError, match=r"ca\.pem is damaged"):
+        prepare(tmp_path / "tls")
+
+
 @pytest.mark.parametrize("name", ["ca.pem", "head.pem"])
 def test_a_file_that_others_can_read_is_refused(name: str, tmp_path: Path) -> None:
     prepare(tmp_path / "tls")
@@ -352,6 +364,11 @@ def test_a_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="chmod 700 "):
         prepare(tmp_path / "tls")
+
+
+def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot make .*: No such file or directory"):
+        prepare(tmp_path / "missing" / "tls")
 
 
 def test_a_link_to_a_directory_is_refused(tmp_path: Path) -> None:

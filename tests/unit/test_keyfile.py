@@ -120,6 +120,11 @@ def test_what_is_no_file_is_refused_and_does_not_hang(path: Path) -> None:
             load_keys(there)
 
 
+def test_a_file_that_cannot_be_read_is_an_error_that_says_why(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*: File name too long"):
+        load_keys(path.parent / ("x" * 256))
+
+
 def fields(**other: Any) -> dict[str, Any]:
     key = {"id": "5eed0001", "secret": "0" * 64, "retires_at": None}
     return {"asyncsync_keys": 1, "keys": [key | other]}
