@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Literal
 
@@ -83,6 +83,19 @@ class AsyncSyncError(Exception):
         super().__init__(message)
         self.side = side
         self.paths = tuple(paths)
+
+    def __reduce__(self) -> tuple[Callable[..., AsyncSyncError], tuple[object, ...]]:
+        # An exception's own way back calls __init__ with the message alone.
+        return _unpickle, (type(self), self.args, self.__dict__)
+
+
+def _unpickle(
+    kind: type[AsyncSyncError], args: tuple[object, ...], fields: dict[str, object]
+) -> AsyncSyncError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigError(AsyncSyncError, ValueError):

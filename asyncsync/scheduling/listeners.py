@@ -25,12 +25,16 @@ class Feed(AsyncIterator[Notice]):
     """Events, one after the other, from the moment it was asked for until the scheduler is closed.
 
     For one task at a time. Who reads too slowly loses the oldest, and is told how many by `Missed`.
+    A pickled copy is at its end.
     """
 
     def __init__(self) -> None:
         self._events: deque[Notice] = deque(maxlen=_KEPT)
         self._missed, self._closed = 0, False
         self._more = anyio.Event()
+
+    def __reduce__(self) -> tuple[Callable[[], Feed], tuple[()]]:
+        return _at_its_end, ()
 
     async def __anext__(self) -> Notice:
         while not self._events:
@@ -51,6 +55,12 @@ class Feed(AsyncIterator[Notice]):
     def _close(self) -> None:
         self._closed = True
         self._more.set()
+
+
+def _at_its_end() -> Feed:
+    feed = Feed()
+    feed._close()
+    return feed
 
 
 class Listeners:

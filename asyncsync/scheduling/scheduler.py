@@ -13,17 +13,8 @@ from ..concurrency import Threads
 from ..errors import ConfigError, quote
 from ..syncing import AsyncSyncer, Path, Replace, StorageSyncer, SyncConfig, local_path, within
 from ..transfer import Snapshots
-from . import reasons
+from . import checks, reasons
 from .book import Book
-from .checks import (
-    check_alone,
-    check_apart,
-    check_name,
-    check_number,
-    check_syncer,
-    excluded,
-    raise_all,
-)
 from .due import Overlap, Rules
 from .jobs import Direction, Job, Tree, Urgency
 from .ledger import Ledger
@@ -45,8 +36,8 @@ class SyncScheduler:
 
     Use it with `async with`; it belongs to one event loop. Left normally, it drains; left by an
     exception or cancelled, it takes no more, stops what runs in a way that can be gone on with,
-    and never hides the error of the block. A pickled copy has the same settings, no trials and
-    nothing in flight.
+    and never hides the error of the block. A pickled copy has the same settings, but neither
+    observer nor clock, no trials, and nothing in flight.
 
     Syncs never raise into a trial: every one ends in a receipt or a recorded failure, which
     `status`, the observer and `drain` show. `Ticket.durable`, `complete` and `drain` do raise.
@@ -78,7 +69,7 @@ class SyncScheduler:
         clock: Clock | None = None,
     ) -> None:
         self._config = config or SyncConfig()
-        check_syncer(syncer, self._config)
+        checks.check_syncer(syncer, self._config)
         if max_syncs < 1:
             raise ConfigError(f"max_syncs is at least 1, not {max_syncs!r}")
         self._given, self._snapshot_bytes = syncer, snapshot_bytes
@@ -188,12 +179,12 @@ class SyncScheduler:
         self._check_open()
         if trial in self._trials:
             raise ConfigError(f"trial {quote(trial)} has been added already; complete it first")
-        check_name(trial)
+        checks.check_name(trial)
         if direction not in ("up", "down"):
             raise ConfigError(f"direction is 'up' or 'down', not {direction!r}")
         local = local_path(local_dir)
-        remote = remote_of(trial, remote_dir, self._config.upload_dir, self._syncer)
-        check_alone(self._trials.values(), local, direction, trial)
+        remote = remote_of(trial, local, remote_dir, self._config.upload_dir, self._syncer)
+        checks.check_alone(self._trials.values(), local, direction, trial)
         target = self._book.target(remote)
         if target.trees:
             raise ConfigError(f"{quote(remote)} is the target of another trial; give each its own")
@@ -204,7 +195,7 @@ class SyncScheduler:
             source=local,
             target=target,
             direction=direction,
-            exclude=excluded(checkpoints, exclude),
+            exclude=checks.excluded(checkpoints, exclude),
             delete=delete,
         )
         target.trees.append(tree)
@@ -226,8 +217,8 @@ class SyncScheduler:
             ConfigError: the trial was not added, or is over; a number is negative or none.
         """
         tree = self._trial(trial).driven
-        check_number("training_iteration", training_iteration)
-        check_number("time_total_s", time_total_s)
+        checks.check_number("training_iteration", training_iteration)
+        checks.check_number("time_total_s", time_total_s)
         if not self._moves_trees:
             return
         tree.iterations = training_iteration
@@ -250,7 +241,7 @@ class SyncScheduler:
             return False
         if direction == "up" and not self._moves_trees:
             return False
-        check_alone(self._trials.values(), trial.local, direction, name)
+        checks.check_alone(self._trials.values(), trial.local, direction, name)
         tree = trial.tree(direction)
         due = self._clock.monotonic() - tree.succeeded_at >= self._rules.period_s
         if not due or tree.target.busy or tree.target.stuck:
@@ -308,7 +299,7 @@ class SyncScheduler:
         if not self._at_once:
             job.urgency, job.not_before = Urgency.PERIODIC, self._book.saves_at(found.driven)
         if self._moves_trees:
-            await self._threads.run(check_apart, found, name)
+            await self._threads.run(checks.check_apart, found, name)
         # What a blocked target holds, it may hold for ever.
         take = take_of(self._snapshots, job, wait=not self._book.blocked)
         await self._runner.save(job, ticket, take if snapshot else nullcontext)
@@ -341,7 +332,7 @@ class SyncScheduler:
         if last is not None and last.error is not None and last.error not in errors:
             errors.append(last.error)  # a drain has told of it, but not whoever completes
         self._runner.raise_failure()
-        raise_all(trial, errors)
+        checks.raise_all(trial, errors)
 
     async def drain(self, *, deadline_s: float | None = None, strict: bool = False) -> DrainReport:
         """Make everything durable that was handed over or reported, the most valuable first.

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 
+from ..errors import TransientError
 from ..syncing import Receipt
 
 __all__ = ["Ticket"]
 
 
 class Ticket:
-    """A sync on its way: not durable yet. It belongs to the event loop it was asked for on."""
+    """A sync on its way: not durable yet. It belongs to the event loop it was asked for on.
+
+    A pickled copy says what became of it; if that was not known, it has failed.
+    """
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._free, self._over = anyio.Event(), anyio.Event()
         self._receipt: Receipt | None = None
         self._error: Exception | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Ticket], tuple[object, ...]]:
+        error = self._error
+        if not self.done:
+            error = TransientError(f"{self._what}: a copy does not hear of its end; ask the ticket")
+        return _ended, (self._what, self._receipt, error)
 
     def __repr__(self) -> str:
         state = "on its way" if not self.done else "failed" if self._error else "durable"
@@ -62,3 +74,9 @@ class Ticket:
             self._receipt, self._error = receipt, error
             self._over.set()
             self._free.set()
+
+
+def _ended(what: str, receipt: Receipt | None, error: Exception | None) -> Ticket:
+    ticket = Ticket(what)
+    ticket._end(receipt, error)
+    return ticket

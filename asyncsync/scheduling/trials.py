@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from ..errors import ConfigError, quote
 from ..location import Location
-from ..syncing import AsyncSyncer, Path, StorageSyncer
+from ..syncing import AsyncSyncer, Path, StorageSyncer, check_overlap
 from .jobs import Direction, Tree
 from .ledger import Ledger
 from .values import TrialStatus, text_of
@@ -87,7 +87,11 @@ def name_below(path: str, directory: str) -> str:
 
 
 def remote_of(
-    trial: str, remote_dir: Path | None, upload_dir: str | None, syncer: AsyncSyncer | None
+    trial: str,
+    local: str,
+    remote_dir: Path | None,
+    upload_dir: str | None,
+    syncer: AsyncSyncer | None,
 ) -> str:
     """Where a trial goes; in a shared directory, a name that nobody moves anything to."""
     if remote_dir is not None:
@@ -98,4 +102,8 @@ def remote_of(
         return f"shared:{trial}"
     else:
         raise ConfigError(f"trial {quote(trial)} has no remote_dir, and there is no upload_dir")
-    return str(Location.parse(text)) if isinstance(syncer, StorageSyncer) else text
+    if not isinstance(syncer, StorageSyncer):
+        return text
+    location = Location.parse(text)
+    check_overlap(local, location)
+    return str(location)

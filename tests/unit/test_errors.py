@@ -131,7 +131,22 @@ def test_many_names_are_shown_as_some_and_a_number() -> None:
     assert quote_some(list("abc"), limit=1) == "a and 2 more"
 
 
-def test_an_error_survives_a_process_boundary() -> None:
-    error = pickle.loads(pickle.dumps(errors.NoSpaceError("full", side="target", paths=["a"])))
+FAILURES = [errors.NoSpaceError("full", side="target", paths=["a"])]
 
-    assert (str(error), error.side, error.paths) == ("full", "target", ("a",))
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *FAILURES,
+        errors.DeadlineError("late"),
+        errors.TransientError("busy", retry_after_s=3.0),
+        errors.ConflictError("another", winner="b3:1"),
+        errors.TransferError("several", failures=FAILURES),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_survives_a_process_boundary(error: errors.AsyncSyncError) -> None:
+    there = pickle.loads(pickle.dumps(error))
+
+    assert type(there) is type(error)
+    assert (str(there), repr(vars(there))) == (str(error), repr(vars(error)))
