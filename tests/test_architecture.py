@@ -58,6 +58,8 @@ EXCEPT = {
     # A scheduler may be opened in one task and left in another, and its supervisor outlives both
     # calls; an attempt whose syncer does not end has to be left behind.
     ("scheduling/runner.py", "asyncio.create_task"),
+    # A server, too, may be opened in one task and closed in another.
+    ("peer/server.py", "asyncio.create_task"),
     ("scheduling/running.py", "asyncio.create_task"),
 }
 

@@ -1,5 +1,5 @@
-"""Serving a store to other nodes."""
+"""Serving the trees of one node to others."""
 
-from __future__ import annotations
+from .server import PeerServer
 
-__all__: list[str] = []
+__all__ = ["PeerServer"]

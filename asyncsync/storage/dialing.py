@@ -22,12 +22,13 @@ from ..errors import AsyncSyncError, ConfigError, StalledError, TransientError, 
 from .connection import Connection, Sink
 from .heads import WireError
 
-__all__ = ["ConnectError", "Connections", "Origin", "origin_of", "proxy_lines"]
+__all__ = ["ConnectError", "Connections", "Direct", "Origin", "origin_of", "proxy_lines"]
 
 _CONNECT_S = 15.0
 _IDLE_S = 15.0  # stores close idle connections after 20 s and less
 _PORTS = {"http": 80, "https": 443}
 _NEXT_ADDRESS_S = 0.25
+_TRUST_ADVICE = "set AWS_CA_BUNDLE or SSL_CERT_FILE to the certificates to trust"
 _SETTINGS = (400, 401, 403, 405, 407)  # a proxy that will not be talked round
 
 
@@ -76,20 +77,34 @@ def origin_of(address: str) -> Origin | None:
     return Origin(parts.scheme, name, port or _PORTS[parts.scheme], authority)
 
 
+class Direct(NamedTuple):
+    """A server that is reached without a proxy, whatever the environment says.
+
+    Attributes:
+        context: what its certificate is checked by; None: the system's.
+        advice: what to do where it is not trusted.
+    """
+
+    context: ssl.SSLContext | None
+    advice: str
+
+
 class Connections:
     """Connections that are kept for the next request.
 
     Args:
         limit: at once.
         ca_file: certificates to trust instead of the system's.
+        direct: how the one server there is, is reached.
     """
 
-    def __init__(self, limit: int, ca_file: str | None) -> None:
+    def __init__(self, limit: int, ca_file: str | None, direct: Direct | None = None) -> None:
         self._slots, self._limit = Budget(limit), limit
         self._ca_file = ca_file
-        self._trust: ssl.SSLContext | None = None
+        self._trust = direct.context if direct else None
+        self._advice = direct.advice if direct else _TRUST_ADVICE
         self._trusting = anyio.Lock()
-        self._proxies = getproxies()
+        self._proxies = {} if direct else getproxies()
         self._idle: dict[Origin, list[tuple[Connection, float]]] = {}
         self._all: set[Connection] = set()
         self._opening: set[anyio.CancelScope] = set()
@@ -194,7 +209,8 @@ class Connections:
                     return await _secured(await _dialled(origin), origin, context)
                 return await _through(proxy, origin, context)
         except (OSError, WireError) as exc:
-            failure = _failure(exc, origin, None if proxy is None else origin_of(proxy))
+            via = None if proxy is None else origin_of(proxy)
+            failure = _failure(exc, origin, via, self._advice)
         raise failure
 
     async def aclose(self) -> None:
@@ -263,7 +279,7 @@ async def _through(proxy: str, origin: Origin, context: ssl.SSLContext | None) -
     )
 
 
-def _failure(exc: Exception, origin: Origin, via: Origin | None) -> ConnectError:
+def _failure(exc: Exception, origin: Origin, via: Origin | None, advice: str) -> ConnectError:
     """What it means that there is no connection; of addresses, only the servers are shown."""
     where, check = quote(str(origin)), "the endpoint"
     if via is not None:
@@ -275,8 +291,7 @@ def _failure(exc: Exception, origin: Origin, via: Origin | None) -> ConnectError
     if isinstance(exc, ssl.SSLCertVerificationError):
         return ConnectError(
             ConfigError,
-            f"the certificate of {where} is not trusted ({exc.verify_message}); set AWS_CA_BUNDLE "
-            "or SSL_CERT_FILE to the certificates to trust",
+            f"the certificate of {where} is not trusted ({exc.verify_message}); {advice}",
         )
     if isinstance(exc, ssl.SSLError):
         return ConnectError(

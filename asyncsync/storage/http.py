@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from ..errors import (
 )
 from ..units import KIB, MIB
 from .connection import Connection, Sink, StuckError, TooLongError
-from .dialing import ConnectError, Connections, origin_of, proxy_lines
+from .dialing import ConnectError, Connections, Direct, origin_of, proxy_lines
 from .heads import Head, WireError
 from .objects import Data
 
@@ -36,7 +36,7 @@ _GRACE_S = 5.0  # for the answer to a write that has left when its sender is can
 _MAX_WAIT_S = 300.0
 _LOOKS_A_STALL = 8  # how often it is looked whether anything moved, in the time it may take
 _BODILESS = ("HEAD",)
-_WRITES = ("PUT", "POST", "DELETE")
+_WRITES = ("PUT", "POST", "PATCH", "DELETE")
 _TARGET = re.compile(r"[^\0-\x20\x7f]*")
 
 
@@ -78,12 +78,18 @@ class Http:
         max_connections: at once.
         stall_s: a request in which fewer than 4 KiB move in that time is given up.
         ca_file: certificates to trust instead of the system's.
+        direct: take no proxy, and for TLS this context, whatever the environment says.
     """
 
     def __init__(
-        self, *, max_connections: int, stall_s: float = 60.0, ca_file: str | None = None
+        self,
+        *,
+        max_connections: int,
+        stall_s: float = 60.0,
+        ca_file: str | None = None,
+        direct: Direct | None = None,
     ) -> None:
-        self._connections = Connections(max_connections, ca_file)
+        self._connections = Connections(max_connections, ca_file, direct)
         self._watch = _Watch(stall_s)
         self._ca_file = ca_file
         self._threads: Threads | None = None
@@ -108,6 +114,7 @@ class Http:
         data: Data = b"",
         into: memoryview | None = None,
         patient: bool = False,
+        check: Callable[[Head], None] | None = None,
     ) -> Answer:
         """Send one request and read the whole answer. No status is an error here.
 
@@ -122,6 +129,7 @@ class Http:
             into: takes the body of an answer that is a success.
             patient: any byte is a sign of life, for what takes the server long: it sends a blank
                 now and then meanwhile.
+            check: is shown the head of the answer; what it raises closes the connection.
 
         Raises:
             PermanentError: the answer is too large to be taken without `into`.
@@ -131,7 +139,7 @@ class Http:
         """
         if self._connections.closed or self._threads is None:
             raise ConfigError(f"{what}: the store is closed")
-        request = _Request(method, url, headers, what, data, into)
+        request = _Request(method, url, headers, what, data, into, check)
         try:
             head = request.head(self._connections.proxy_for(request.origin))
             connection = await self._connections.take(request.origin, self._threads)
@@ -186,9 +194,10 @@ class _Request:
         what: str,
         data: Data,
         into: memoryview | None,
+        check: Callable[[Head], None] | None,
     ) -> None:
         self.method, self.what, self.data = method, what, data
-        self._headers, self._into = headers, into
+        self._headers, self._into, self._check = headers, into, check
         address, self._path = _split(url)
         origin = origin_of(address)
         if origin is None:
@@ -221,6 +230,8 @@ class _Request:
 
     def sink(self, head: Head) -> Sink:
         """Where the body of the answer goes."""
+        if self._check is not None:
+            self._check(head)
         if head.status >= 300:
             return Sink(None, _ERROR_BYTES)
         return Sink(None, _PLAIN_BYTES + 1) if self._into is None else Sink(self._into)

@@ -21,7 +21,7 @@ from .wrappers import equip_objects, equip_trees
 
 __all__ = ["Stores", "check_scheme"]
 
-_PLANNED = ("peer", "peers")
+_PEERS = ("peer", "peers")
 _PATIENT = Backoff(attempts=7)  # a server that is restarted is back within half a minute
 
 
@@ -39,6 +39,7 @@ _OBJECTS = {
     "s3": _Kind("s3", "s3", "S3Objects", "cloud"),
     "gs": _Kind("gcs", "gcs", "GcsObjects", "cloud"),
 }
+_PEER = _Kind("peer", "peer", "open_trees", "fsync")
 _FSSPEC = _Kind("fsspec", "fsspec_objects", "FsspecObjects", "reduced")
 
 # What fsspec itself does not bring along.
@@ -66,7 +67,7 @@ def check_scheme(scheme: str) -> None:
     Raises:
         ConfigError: and names the schemes there are.
     """
-    if scheme in ("file", *_OBJECTS, *_PLANNED, *_PACKAGES, *_ALSO_FSSPEC):
+    if scheme in ("file", *_OBJECTS, *_PEERS, *_PACKAGES, *_ALSO_FSSPEC):
         return
     raise ConfigError(
         f"unknown scheme {quote(scheme)}://; known are a path, file://, memory://, s3://, gs://, "
@@ -123,8 +124,15 @@ class Stores:
         return equip(self._open[key], None), location.path
 
     async def _connect(self, location: Location) -> TreeStore:
-        if location.scheme in _PLANNED:
-            raise ConfigError(f"{location.scheme}:// is not built yet in this release")
+        if location.scheme in _PEERS:
+            make = await self._threads.run(_load, location.scheme, _PEER)
+            peers = make(
+                location.authority,
+                secure=location.scheme == "peers",
+                threads=self._threads,
+                max_requests=self._max_requests,
+            )
+            return cast("TreeStore", peers)
         kind = _OBJECTS.get(location.scheme, _FSSPEC)
         make = await self._threads.run(_load, location.scheme, kind)
         objects = equip_objects(

@@ -138,7 +138,11 @@ ENDS: dict[str, Case] = {
     "unknown scheme, down": (lambda p: _down("bogus://x/y", p.out), ConfigError, ("fsspec",)),
     "a scheme of fsspec": (lambda p: _up(p.source, "az://box/x"), ConfigError, ("adlfs", "pip")),
     "another of fsspec": (lambda p: _up(p.source, "sftp://h/x"), ConfigError, ("paramiko", "pip")),
-    "peer is not built": (lambda p: _up(p.source, "peer://h/x"), ConfigError, ("not built",)),
+    "a head that was not joined": (
+        lambda p: _up(p.source, "peer://h:1/x"),
+        ConfigError,
+        ("no token for the head", "asyncsync join"),
+    ),
     "no location": (lambda p: _up(p.source, ""), ConfigError, ("empty",)),
     "source elsewhere": (
         lambda p: lambda: asyncsync.sync_up("memory://x/y", p.out),

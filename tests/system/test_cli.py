@@ -221,7 +221,7 @@ def newest_is_damaged(place: Place) -> Command:
 
 BAD: dict[str, tuple[Callable[[Place], Command], int, str]] = {
     "unknown scheme": (lambda p: ("up", p.source, "bogus://x/y"), 2, "fsspec"),
-    "scheme that is not built": (lambda p: ("up", p.source, "peer://host/x"), 2, "not built"),
+    "head not joined": (lambda p: ("up", p.source, "peer://host:1/x"), 2, "asyncsync join"),
     "source missing": (lambda p: ("up", p.work / "no", p.work / "x"), 3, "does not exist"),
     "source is a file": (lambda p: ("up", p.source / "weights", p.work / "x"), 2, "is a file"),
     "source empty": (lambda p: ("up", p.new("empty"), p.ckpt), 6, "is empty"),

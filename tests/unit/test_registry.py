@@ -84,13 +84,18 @@ async def test_what_is_not_installed_says_what_to_install(
         await stores.open(Location.parse("s3://bucket/x"), ignore)
 
 
-async def test_what_is_planned_is_refused_before_anything_moves(stores: Stores) -> None:
-    heard: list[Event] = []
-    with pytest.raises(ConfigError, match="not built yet"):
-        await stores.open(Location.parse("peer://host/x"), heard.append)
+@pytest.mark.parametrize("scheme", ["peer", "peers"])
+async def test_a_head_is_not_asked_before_it_is_needed(stores: Stores, scheme: str) -> None:
+    trees, tree = await stores.open(Location.parse(f"{scheme}://host:7070/exp/a"), ignore)
+
+    assert tree == "exp/a"
+    with pytest.raises(ConfigError, match="asyncsync join"):
+        await trees.read_manifest(tree)
 
 
-@pytest.mark.parametrize("scheme", ["file", "memory", "s3", "gs", "az", "hdfs", "webhdfs", "sftp"])
+@pytest.mark.parametrize(
+    "scheme", ["file", "memory", "s3", "gs", "peer", "peers", "az", "hdfs", "webhdfs", "sftp"]
+)
 def test_a_known_scheme_is_accepted_without_looking(scheme: str) -> None:
     check_scheme(scheme)
 

@@ -1,0 +1,209 @@
+"""Bodies of requests: never longer than they say, never waited for in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, cast
+
+from aiohttp import web
+
+from ..clock import Clock
+from ..errors import FormatError, RefusedError, StalledError, TransientError
+from ..units import KIB, MIB
+from ..wire.messages import CONTENT_TYPE
+from .protocol import PeerProtocol
+
+__all__ = ["Bodies"]
+
+_PROGRESS_BYTES = 4096
+_SLICE_BYTES = 256 * KIB
+_DIRECT_BYTES = 256 * KIB  # below that, another descriptor costs more than the copies
+_TURN_BYTES = MIB
+_LOOKS = 4  # in the time that a body may stand still
+
+
+class _Seen:
+    """How far a body was when it last made progress."""
+
+    __slots__ = ("at", "got", "moved", "request")
+
+    def __init__(self, request: web.BaseRequest, at: float) -> None:
+        self.request = request
+        self.got = self.moved = 0
+        self.at = at
+
+
+class Bodies:
+    """Takes in bodies.
+
+    Args:
+        stall_s: one of which fewer than 4 KiB arrive in that time is given up.
+    """
+
+    def __init__(self, clock: Clock, stall_s: float) -> None:
+        self._clock, self._stall_s = clock, stall_s
+        self._open: set[_Seen] = set()
+
+    async def watch(self) -> None:
+        """Give up what stands still, for as long as this is awaited."""
+        while True:
+            await self._clock.sleep(self._stall_s / _LOOKS)
+            now = self._clock.monotonic()
+            for seen in list(self._open):
+                if seen.got - seen.moved >= _PROGRESS_BYTES:
+                    seen.moved, seen.at = seen.got, now
+                elif now - seen.at >= self._stall_s and seen.request.transport is not None:
+                    seen.request.transport.abort()  # whoever moves the body hears of it
+
+    def _begun(self, request: web.BaseRequest) -> _Seen:
+        seen = _Seen(request, self._clock.monotonic())
+        self._open.add(seen)
+        return seen
+
+    async def fill(self, request: web.BaseRequest, into: memoryview) -> None:
+        """Take a body that is exactly as long as `into`.
+
+        Raises:
+            TransientError: it ended early.
+            StalledError: it stood still.
+        """
+        if len(into) >= _DIRECT_BYTES and (line := _line_of(request)) is not None:
+            with line:
+                await self._receive(request, line, into)
+            return
+        at = 0
+        async for data in self.pieces(request, len(into)):
+            into[at : at + len(data)] = data
+            at += len(data)
+
+    async def _receive(
+        self, request: web.BaseRequest, line: socket.socket, into: memoryview
+    ) -> None:
+        """Receive a body where it is wanted: on its way through aiohttp it is copied four times."""
+        protocol = cast("PeerProtocol", request.protocol)
+        seen = self._begun(request)
+        head = request.content.read_nowait()
+        protocol.pause_reading()
+        try:
+            into[: len(head)] = head  # ValueError: more than was announced
+            seen.got = len(head)
+            await _received(line, into, seen)
+        except BaseException as exc:
+            if request.transport is not None:
+                request.transport.abort()  # where the next request begins, nobody knows
+            if isinstance(exc, OSError):
+                raise self._broken(seen) from exc
+            raise
+        finally:
+            self._open.discard(seen)
+        request.content.feed_eof()
+        protocol.body_was_taken()
+        protocol.resume_reading()
+
+    def _broken(self, seen: _Seen) -> TransientError:
+        if self._clock.monotonic() - seen.at >= self._stall_s:
+            return StalledError("hardly anything of the body arrived for too long")
+        return TransientError("the connection broke while the body was sent")
+
+    async def whole(self, request: web.BaseRequest, most: int) -> bytes:
+        """Take a body of at most that many bytes. Raises as `fill`, or RefusedError."""
+        return b"".join([data async for data in self.pieces(request, length_of(request, most))])
+
+    async def pieces(self, request: web.BaseRequest, length: int) -> AsyncIterator[bytes]:
+        """The pieces of a body as they arrive; together exactly that many bytes."""
+        seen = self._begun(request)
+        try:
+            while seen.got < length:
+                data = await request.content.readany()
+                if not data:
+                    raise TransientError("the body ended before its time", side="source")
+                seen.got += len(data)
+                if seen.got > length:
+                    raise FormatError("more than was announced")
+                yield data
+        except (ConnectionError, asyncio.IncompleteReadError, web.HTTPException) as exc:
+            raise self._broken(seen) from exc
+        finally:
+            self._open.discard(seen)
+
+    async def send(
+        self,
+        request: web.BaseRequest,
+        parts: Sequence[memoryview],
+        status: int = 200,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> web.StreamResponse:
+        """Send bytes as the body of an answer; whoever takes hardly any of it is given up."""
+        length = sum(map(len, parts))
+        response = web.StreamResponse(status=status, headers=headers)
+        response.content_type, response.content_length = CONTENT_TYPE, length
+        await response.prepare(request)
+        seen = self._begun(request)
+        try:
+            for part in parts:
+                for at in range(0, len(part), _SLICE_BYTES):
+                    await response.write(part[at : at + _SLICE_BYTES])
+                    seen.got += _SLICE_BYTES
+            await response.write_eof()
+        finally:
+            self._open.discard(seen)
+        return response
+
+
+async def _received(line: socket.socket, into: memoryview, seen: _Seen) -> None:
+    """Fill the rest of `into`; in small bites, because others have something to say, too."""
+    loop = asyncio.get_running_loop()
+    while seen.got < len(into):
+        count = await loop.sock_recv_into(line, into[seen.got : seen.got + _SLICE_BYTES])
+        if not count:
+            raise ConnectionResetError
+        seen.got += count
+        if seen.got // _TURN_BYTES != (seen.got - count) // _TURN_BYTES:
+            await asyncio.sleep(0)
+
+
+def _line_of(request: web.BaseRequest) -> socket.socket | None:
+    """A socket of our own to the same connection, if what comes there are the bytes themselves."""
+    transport = request.transport
+    if transport is None or transport.get_extra_info("sslcontext") is not None:
+        return None
+    found = transport.get_extra_info("socket")
+    if found is None:
+        return None
+    line = socket.socket(fileno=os.dup(found.fileno()))
+    line.setblocking(False)
+    return line
+
+
+class Lines(NamedTuple):
+    """Whole lines, and the rest that is none yet."""
+
+    lines: list[bytes]
+    rest: bytes
+
+
+def split_lines(rest: bytes, data: bytes, most: int) -> Lines:
+    """The lines that are complete. FormatError: one is longer than `most`. Pure."""
+    *lines, rest = (rest + data).split(b"\n")
+    if len(rest) > most or any(len(line) > most for line in lines):
+        raise FormatError("a line that is too long")
+    return Lines(lines, rest)
+
+
+def length_of(request: web.BaseRequest, most: int) -> int:
+    """How long the body is.
+
+    Raises:
+        FormatError: that is not said, or said in another way than by a length.
+        RefusedError: longer than `most`.
+    """
+    length = request.content_length
+    if "Transfer-Encoding" in request.headers or length is None:
+        raise FormatError("a body without a length")
+    if length > most:
+        raise RefusedError(f"a body of {length} bytes; {most} is the limit here")
+    return length

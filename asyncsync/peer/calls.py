@@ -1,0 +1,148 @@
+"""What a head knows, and what it is asked: the frame of every request."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from aiohttp import web
+
+from ..clock import Clock
+from ..concurrency import ByteBudget, Threads
+from ..errors import FormatError
+from ..manifest import MAX_FILE_BYTES
+from ..names import check_path
+from ..storage import Durability, NewFile, TreeStore
+from ..wire import messages as m
+from ..wire.claims import Claims
+from ..wire.limits import Limits
+from ..wire.names import check_tree_name
+from .bodies import Bodies
+from .guard import check_scope
+from .sessions import Push, Read, Session, Sessions
+from .space import Space
+
+__all__ = [
+    "Answer",
+    "Call",
+    "Handler",
+    "Head",
+    "Known",
+    "answer",
+    "listed",
+    "message",
+    "new_file",
+    "texts",
+]
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Session)
+
+_KNOWN = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What all handlers of one server work with."""
+
+    store: TreeStore
+    limits: Limits
+    threads: Threads
+    memory: ByteBudget
+    bodies: Bodies
+    space: Space
+    reads: Sessions[Read]
+    pushes: Sessions[Push]
+    known: Known
+    clock: Clock
+    root: str
+    run: str
+    readonly: bool
+    authority: bytes
+
+    @property
+    def announced_bytes(self) -> int:
+        """What is going to arrive."""
+        return sum(push.left_bytes for push in self.pushes.all)
+
+
+class Known:
+    """Commits that this server has made durable since it started, for who asks about them again."""
+
+    def __init__(self) -> None:
+        self._levels: dict[str, tuple[str, Durability]] = {}
+
+    def note(self, tree: str, identity: str, level: Durability) -> None:
+        """That one is."""
+        self._levels.pop(tree, None)
+        self._levels[tree] = identity, level
+        if len(self._levels) > _KNOWN:
+            del self._levels[next(iter(self._levels))]
+
+    def level(self, tree: str, identity: str) -> Durability | None:
+        """What it survives; None: nobody has asked yet."""
+        found = self._levels.get(tree)
+        return found[1] if found and found[0] == identity else None
+
+
+class Call(NamedTuple):
+    """A request that may be answered."""
+
+    request: web.Request
+    claims: Claims
+    route: m.Route
+
+    def session(self, sessions: Sessions[S]) -> S:
+        """The session that it names, if that is its own."""
+        found = sessions.get(self.request.match_info["session"], self.claims.id)
+        check_scope(self.claims, found.tree, self.route.needs)
+        return found
+
+    @property
+    def blob(self) -> int:
+        """The number of the file that it names."""
+        return int(self.request.match_info["blob"])
+
+    def tree(self, name: str) -> str:
+        """A name of a tree, once it is known that the token reaches that far."""
+        check_tree_name(name)
+        check_scope(self.claims, name, self.route.needs)
+        return name
+
+
+class Answer(NamedTuple):
+    """What a handler answers with, before it is sent."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: Mapping[str, str] = {}
+
+
+Handler = Callable[[Head, Call], Awaitable[Answer | web.StreamResponse]]
+
+
+async def message(head: Head, call: Call, kind: type[T]) -> T:
+    """The body of a request, as a message."""
+    return m.decode(await head.bodies.whole(call.request, head.limits.max_json_bytes), kind)
+
+
+def answer(reply: object) -> Answer:
+    """A message as an answer."""
+    return Answer(m.encode(reply))
+
+
+def listed(found: Iterable[NewFile]) -> list[m.FileLine]:
+    return [m.FileLine(m.text_of(f.path), f.size_bytes, f.mode, f.mtime_ns) for f in found]
+
+
+def new_file(line: m.FileLine) -> NewFile:
+    path = m.path_of(line.path)
+    check_path(path)
+    if not 0 <= line.size_bytes <= MAX_FILE_BYTES:
+        raise FormatError("a file whose size makes no sense")
+    return NewFile(path, line.size_bytes, line.mode & 0o777, line.mtime_ns)
+
+
+def texts(paths: Iterable[str]) -> list[m.Text]:
+    return [m.text_of(path) for path in paths]

@@ -1,0 +1,199 @@
+"""Requests that write a tree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from aiohttp import web
+
+from ..digest import CHUNK_BYTES, digest
+from ..errors import FormatError, RefusedError
+from ..manifest import decode
+from ..storage import Block, Intent, NewFile, Stored
+from ..units import KIB, MIB
+from ..wire import messages as m
+from ..wire.limits import Limits
+from .bodies import length_of, split_lines
+from .calls import Answer, Call, Head, answer, message, new_file
+from .sessions import Push
+
+__all__ = ["begin", "commit", "discard", "leave", "plan", "recall", "write", "write_many"]
+
+_OFFSET = re.compile(r"0|[1-9][0-9]{0,18}")
+_MAX_LINE_BYTES = 4 * MIB
+_BATCH_BYTES = CHUNK_BYTES + 64 * KIB
+
+
+async def begin(head: Head, call: Call) -> Answer:
+    asked, planned = await _plan(head, call)
+    tree = call.tree(asked.tree)
+    intent = Intent(
+        attempt=asked.attempt,
+        expect=asked.expect,
+        in_place=asked.in_place,
+        writer=asked.writer,
+        files=planned,
+        keep=asked.keep,
+    )
+    push = Push(tree, call.claims.id, head.clock, intent, planned)
+    await head.pushes.fence(lambda other: _gives_way(other, push, head.limits))
+    room = await head.space.room()
+    room.refuse(push.left_bytes, head.announced_bytes)
+    await head.pushes.begin(push)
+    return answer(m.Begun(session=push.number, resumes=push.writer.resumes))
+
+
+def _gives_way(other: Push, to: Push, limits: Limits) -> bool:
+    """Whether an attempt is over because another begins."""
+    if other.tree != to.tree or other.requests:
+        return False
+    same = other.owner == to.owner and other.intent.writer == to.intent.writer != ""
+    return same or other.idle_s() >= limits.body_idle_s
+
+
+async def _plan(head: Head, call: Call) -> tuple[m.Begin, list[NewFile]]:
+    """A plan, line by line as it arrives: its text is never there as a whole."""
+    length = length_of(call.request, head.limits.max_manifest_bytes)
+    first: m.Begin | None = None
+    planned, rest = list[NewFile](), b""
+    async for data in head.bodies.pieces(call.request, length):
+        lines, rest = split_lines(rest, data, _MAX_LINE_BYTES)
+        for line in lines:
+            if first is None:
+                first = m.decode(line, m.Begin)
+            else:
+                planned.append(new_file(m.decode(line, m.FileLine)))
+        if len(planned) > head.limits.max_files:
+            raise RefusedError(f"a plan of more than {head.limits.max_files} files")
+    if first is None or rest:
+        raise FormatError("a plan that is not whole")
+    return first, planned
+
+
+async def plan(head: Head, call: Call) -> Answer:
+    push = call.session(head.pushes)
+    with push:
+        asked = await message(head, call, list[m.FileLine])
+        more = [new_file(line) for line in asked]
+        if len(push.files) + len(more) > head.limits.max_files:
+            raise RefusedError(f"a plan of more than {head.limits.max_files} files")
+        room = await head.space.room()
+        room.refuse(sum(file.size_bytes for file in more), head.announced_bytes)
+        return answer(m.Planned(first=push.extend(more)))
+
+
+async def recall(head: Head, call: Call) -> Answer:
+    push = call.session(head.pushes)
+    with push:
+        said = dict[int, dict[int, Stored]]()
+        length, rest = length_of(call.request, head.limits.max_manifest_bytes), b""
+        async for data in head.bodies.pieces(call.request, length):
+            lines, rest = split_lines(rest, data, _MAX_LINE_BYTES)
+            for line in lines:
+                held = m.decode(line, m.HeldLine)
+                pairs = zip(held.numbers, map(Stored, held.digests), strict=False)
+                said.setdefault(held.blob, {}).update(pairs)
+        blobs = list(said)
+        wanted = [(push.file(blob), said[blob]) for blob in blobs]
+        there = await push.writer.recall(wanted)
+        for (file, chunks), found in zip(wanted, there, strict=True):
+            for number in found:
+                push.arrived(file, number, chunks[number].digest)
+        held_now = zip(blobs, there, strict=True)
+        return answer(m.Held(held=[(blob, sorted(found)) for blob, found in held_now if found]))
+
+
+async def write(head: Head, call: Call) -> Answer:
+    push = call.session(head.pushes)
+    with push:
+        file, offset = push.file(call.blob), _offset(call.request)
+        size = min(CHUNK_BYTES, file.size_bytes - offset)
+        if offset % CHUNK_BYTES or size < min(1, file.size_bytes):
+            raise FormatError("a part that is none of its file")
+        extents = _extents(call.request, size)
+        length = length_of(call.request, size)
+        if length != (size if extents is None else sum(end - at for at, end in extents)):
+            raise FormatError("a part of another length than it has in the plan")
+        async with head.memory.buffer(size) as buffer:
+            if extents is None:
+                await head.bodies.fill(call.request, buffer)
+            else:
+                await _fill_extents(head, call, buffer, extents)
+            found = await head.threads.run(digest, buffer)
+            await push.write(call.blob, offset, Block(buffer, extents), found)
+    return Answer(m.encode([found]), headers={m.OFFSET: str(offset + size)})
+
+
+async def _fill_extents(
+    head: Head, call: Call, buffer: memoryview, extents: Sequence[tuple[int, int]]
+) -> None:
+    body = memoryview(bytearray(sum(end - start for start, end in extents)))
+    await head.bodies.fill(call.request, body)
+    await head.threads.run(_spread, body, buffer, extents)
+
+
+def _spread(body: memoryview, buffer: memoryview, extents: Iterable[tuple[int, int]]) -> None:
+    """Put what was sent in its place, and zeros around it."""
+    at = filled = 0
+    for start, end in extents:
+        buffer[filled:start] = bytes(start - filled)
+        buffer[start:end] = body[at : at + end - start]
+        at, filled = at + end - start, end
+    buffer[filled:] = bytes(len(buffer) - filled)
+
+
+async def write_many(head: Head, call: Call) -> Answer:
+    push = call.session(head.pushes)
+    with push:
+        length = length_of(call.request, _BATCH_BYTES)
+        async with head.memory.borrow(length):
+            body = memoryview(bytearray(length))
+            await head.bodies.fill(call.request, body)
+            batch = m.split_batch(body, [file.size_bytes for file in push.files])
+            found = await head.threads.run(lambda: [digest(one) for one in batch.data])
+            wanted = [push.file(blob) for blob in batch.blobs]
+            await push.writer.write_many(list(zip(wanted, batch.data, strict=True)))
+            for file, one in zip(wanted, found, strict=True):
+                push.arrived(file, 0, one)
+    return answer(found)
+
+
+async def discard(head: Head, call: Call) -> Answer:
+    push = call.session(head.pushes)
+    with push:
+        asked = await message(head, call, m.Blobs)
+        for path in {push.file(blob).path for blob in asked.blobs}:
+            await push.writer.discard(path)
+            push.forget(path)
+    return Answer()
+
+
+async def commit(head: Head, call: Call) -> Answer:
+    push = call.session(head.pushes)
+    with push:
+        length = length_of(call.request, head.limits.max_manifest_bytes)
+        async with head.memory.borrow(length):
+            text = await head.bodies.whole(call.request, length)
+            whole = await head.threads.run(lambda: decode(text.splitlines(keepends=True)))
+        durability = await push.commit(whole)
+    head.known.note(push.tree, whole.identity, durability)
+    return answer(m.Receipt(identity=whole.identity, durability=durability))
+
+
+async def leave(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.Leave)
+    await call.session(head.pushes).end(keep=asked.keep)
+    return Answer()
+
+
+def _offset(request: web.BaseRequest) -> int:
+    text = request.headers.get(m.OFFSET, "")
+    if _OFFSET.fullmatch(text) is None:
+        raise FormatError(f"a part without its {m.OFFSET}")
+    return int(text)
+
+
+def _extents(request: web.BaseRequest, size: int) -> tuple[tuple[int, int], ...] | None:
+    text = request.headers.get(m.EXTENTS)
+    return None if text is None else m.extents_of(text, size)

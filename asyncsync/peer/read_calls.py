@@ -1,0 +1,77 @@
+"""Requests that read the files of a tree."""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import web
+
+from ..digest import CHUNK_BYTES
+from ..errors import FormatError, IntegrityError, RefusedError
+from ..storage import NewFile
+from ..units import KIB
+from ..wire import messages as m
+from .calls import Answer, Call, Head, answer, listed, message
+from .sessions import Read
+
+__all__ = ["close", "open_", "read", "read_many"]
+
+_RANGE = re.compile(r"bytes=(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
+_BATCH_BYTES = CHUNK_BYTES + 64 * KIB
+
+
+async def open_(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.Open)
+    tree, found = call.tree(asked.tree), None
+    if asked.identity is not None:
+        found = await head.store.read_manifest(tree)
+        if found.identity != asked.identity:
+            raise IntegrityError("another commit is there by now; read it again", side="source")
+    read = await head.reads.begin(Read(tree, call.claims.id, head.clock, found))
+    there = listed(read.files) if found is None else []
+    return answer(m.Opened(session=read.number, files=there))
+
+
+async def read(head: Head, call: Call) -> Answer | web.StreamResponse:
+    session = call.session(head.reads)
+    with session:
+        file = session.file(call.blob)
+        start, end = _range(call.request, file)
+        async with head.memory.buffer(end - start) as buffer:
+            block = await session.reader.read(file, start, end, buffer)
+            headers = {"Content-Range": f"bytes {start}-{end - 1}/{file.size_bytes}"}
+            parts = [memoryview(block.data)]
+            if block.extents is not None:
+                headers[m.EXTENTS] = m.extents_text(block.extents)
+                parts = [parts[0][low:high] for low, high in block.extents]
+            return await head.bodies.send(call.request, parts, 206, headers)
+
+
+async def read_many(head: Head, call: Call) -> Answer | web.StreamResponse:
+    session = call.session(head.reads)
+    with session:
+        asked = await message(head, call, m.Blobs)
+        wanted = [session.file(blob) for blob in asked.blobs]
+        size_bytes = sum(file.size_bytes for file in wanted)
+        if size_bytes > _BATCH_BYTES and len(wanted) > 1:
+            raise RefusedError(
+                f"files of {size_bytes} bytes; {_BATCH_BYTES} is the limit of a batch"
+            )
+        async with head.memory.borrow(size_bytes):
+            data = await session.reader.read_many(wanted)
+            return await head.bodies.send(call.request, [memoryview(one) for one in data])
+
+
+async def close(head: Head, call: Call) -> Answer:
+    await call.session(head.reads).end()
+    return Answer()
+
+
+def _range(request: web.BaseRequest, file: NewFile) -> tuple[int, int]:
+    found = _RANGE.fullmatch(request.headers.get("Range", ""))
+    if found is None:
+        raise FormatError("a read without a range")
+    start, end = int(found[1]), int(found[2]) + 1
+    if not start < end <= file.size_bytes or end - start > CHUNK_BYTES:
+        raise FormatError("a range that is not in its file, or longer than a chunk")
+    return start, end

@@ -1,0 +1,307 @@
+"""PeerServer: serves the trees below a directory to other nodes, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+import anyio
+from aiohttp import web
+
+from ..clock import Clock, SystemClock
+from ..concurrency import ByteBudget, Threads, settled
+from ..errors import (
+    AccessDeniedError,
+    AsyncSyncError,
+    ConfigError,
+    FormatError,
+    RefusedError,
+    TransientError,
+    quote,
+)
+from ..secrets import Secret
+from ..storage import TreeStore
+from ..storage.local import LocalTrees
+from ..units import MIB
+from ..wire import messages as m
+from ..wire.claims import WORKER, Claims, Operation
+from ..wire.failures import UnauthorizedError, fault_of
+from ..wire.joining import is_loopback
+from ..wire.limits import Limits
+from ..wire.tokens import HeadKey, KeyRing
+from .bodies import Bodies
+from .calls import Answer, Call, Head, Known
+from .guard import Guard
+from .handlers import HANDLERS
+from .protocol import Connections
+from .sessions import Push, Read, Sessions
+from .space import Space
+
+__all__ = ["PeerServer"]
+
+_NOBODY = Claims(
+    scope="", operations=frozenset({Operation.LIST}), not_before=0, expires_at=1, id="0" * 32
+)
+_REQUEST_ID = re.compile(r"[0-9a-f]{1,32}")
+_SWEEP_S = 10.0
+_CLOSE_S = 60.0
+_SESSION_IDLE_S = 900.0  # after that, what arrived is kept on the disk and no more in memory
+
+
+class PeerServer:
+    """Serves the trees below `root` at `peer://HOST:PORT/`, or `peers://` over TLS.
+
+    Use it with `async with`; it may be opened in one task and closed in another. Left, it answers
+    nothing more, and what pushes had sent stays for the next start to go on with. What has been
+    acknowledged is on the disk.
+
+    Args:
+        root: a directory that exists.
+        host, port: where to listen; port 0 takes a free one.
+        readonly: nothing is written, and no token lets anybody.
+        keys: what makes and verifies tokens; None makes a key that ends with this server.
+        tls: from `asyncsync.peer.certificates`; without it only a loopback address is served.
+        authority: the certificate of the CA behind `tls`, in PEM; workers ask for it.
+        memory_bytes: bodies that may be held at once.
+
+    Raises:
+        ConfigError: the address would be open to others without TLS.
+    """
+
+    def __init__(  # noqa: PLR0913 - each has a use of its own, and all but one a default
+        self,
+        root: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        readonly: bool = False,
+        keys: KeyRing | None = None,
+        tls: ssl.SSLContext | None = None,
+        authority: str = "",
+        limits: Limits | None = None,
+        memory_bytes: int = 256 * MIB,
+        clock: Clock | None = None,
+    ) -> None:
+        if tls is None and not is_loopback(host):
+            raise ConfigError(
+                f"{host} can be reached from elsewhere, so a head there needs TLS: run "
+                "`asyncsync head --init`, or listen on 127.0.0.1"
+            )
+        self._root, self._host, self._port = root, host, port
+        self._tls, self._authority = tls, authority
+        self._clock, self._limits = clock or SystemClock(), limits or Limits()
+        self._keys = keys or KeyRing((HeadKey.new(),))
+        self._readonly, self._memory_bytes = readonly, memory_bytes
+        self._run = secrets.token_hex(16)
+        self._supervisor: asyncio.Task[None] | None = None
+        self._stop = anyio.Event()
+        self._listening = False
+
+    # -- life
+
+    async def __aenter__(self) -> Self:
+        if self._supervisor is not None:
+            raise ConfigError("this PeerServer has been entered before; make a new one")
+        ready = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._serve(ready))
+        try:
+            await ready
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Answer nothing more. Again: no effect.
+
+        Raises:
+            Exception: what ended the server before, if anything did.
+        """
+        self._stop.set()
+        if self._supervisor is not None:
+            await settled(self._supervisor, _CLOSE_S)
+            if self._supervisor.done() and self._listening:
+                self._supervisor.result()
+
+    async def _serve(self, ready: asyncio.Future[None]) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                await self._start(stack)
+                self._listening = True
+                ready.set_result(None)
+                await self._stop.wait()
+        except BaseException as exc:
+            if ready.done():
+                raise
+            ready.set_exception(exc)
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        threads = Threads(max(8, 2 * self._limits.hash_threads))
+        stack.callback(threads.close)
+        root = await threads.run(_real_root, self._root)
+        store: TreeStore = LocalTrees(root, threads)
+        group = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(group.cancel_scope.cancel)
+        bodies = Bodies(self._clock, self._limits.body_idle_s)
+        most = self._limits.max_sessions_per_token
+        reads = Sessions[Read](group, store, most=most, idle_s=_SESSION_IDLE_S)
+        pushes = Sessions[Push](group, store, most=most, idle_s=_SESSION_IDLE_S)
+        stack.push_async_callback(reads.close)
+        stack.push_async_callback(pushes.close)
+        head = Head(
+            store=store,
+            limits=self._limits,
+            threads=threads,
+            memory=ByteBudget(self._memory_bytes),
+            bodies=bodies,
+            space=Space(root, threads, self._limits),
+            reads=reads,
+            pushes=pushes,
+            known=Known(),
+            clock=self._clock,
+            root=root,
+            run=self._run,
+            readonly=self._readonly,
+            authority=self._authority.encode(),
+        )
+        group.start_soon(bodies.watch)
+        group.start_soon(self._sweep, reads, pushes)
+        await self._listen(stack, Application(head, Guard(self._keys, self._limits, self._clock)))
+
+    async def _listen(self, stack: AsyncExitStack, application: Application) -> None:
+        runner = web.AppRunner(application.make(), shutdown_timeout=0.0)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        assert runner.server is not None
+        try:
+            listener = await asyncio.get_running_loop().create_server(
+                Connections(runner.server, self._limits), self._host, self._port, ssl=self._tls
+            )
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot listen on {self._host}:{self._port}: {exc.strerror}; choose another"
+            ) from exc
+        stack.callback(listener.close)
+        self._port = listener.sockets[0].getsockname()[1]
+
+    async def _sweep(self, *sessions: Sessions[Read] | Sessions[Push]) -> None:
+        while True:
+            await self._clock.sleep(_SWEEP_S)
+            for those in sessions:
+                await those.sweep()
+
+    # -- what others need to know
+
+    @property
+    def address(self) -> str:
+        """`HOST:PORT`, as a location names it."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{host}:{self._port}"
+
+    @property
+    def location(self) -> str:
+        """The location of its root."""
+        return f"{'peer' if self._tls is None else 'peers'}://{self.address}"
+
+    def token(
+        self, scope: str = "", *, operations: frozenset[Operation] = WORKER, life_s: float = 604800
+    ) -> Secret:
+        """A token for the tree `scope` and all below it."""
+        claims = Claims.new(scope, now=self._clock.now(), operations=operations, life_s=life_s)
+        return self._keys.mint(claims)
+
+
+class Application:
+    """The web application: every route has a policy, and every answer the same frame."""
+
+    def __init__(self, head: Head, guard: Guard) -> None:
+        self._head, self._guard = head, guard
+
+    def make(self) -> web.Application:
+        """The routes of `m.ROUTES`, and nothing else."""
+        application = web.Application()
+        for name, route in m.ROUTES.items():
+            path = m.BASE + route.path.replace("{session}", "{session:[0-9a-f]{32}}").replace(
+                "{blob}", "{blob:0|[1-9][0-9]{0,9}}"
+            )
+            application.router.add_route(route.method, path, self._answering(name, route))
+        application.on_response_prepare.append(_without_banner)
+        return application
+
+    def _answering(
+        self, name: str, route: m.Route
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        handler = HANDLERS[name]
+
+        async def respond(request: web.Request) -> web.StreamResponse:
+            try:
+                self._check_frame(request)
+                call = Call(request, self._admit(request, route), route)
+                found = await handler(self._head, call)
+            except AsyncSyncError as exc:
+                found = self._failed(exc)
+            except Exception as exc:  # noqa: BLE001 - a bug: whoever runs the head hears of it
+                what = {"message": f"the head failed at {name}", "exception": exc}
+                asyncio.get_running_loop().call_exception_handler(what)
+                found = self._failed(TransientError("the head failed; its log says how"))
+            if isinstance(found, web.StreamResponse):
+                return found
+            response = web.Response(body=found.body, status=found.status, headers=found.headers)
+            response.content_type = m.CONTENT_TYPE
+            return response
+
+        return respond
+
+    def _check_frame(self, request: web.Request) -> None:
+        if request.headers.get(m.VERSION_HEADER) != str(m.VERSION):
+            raise FormatError(f"this head speaks version {m.VERSION} of the protocol")
+        if "Content-Encoding" in request.headers:
+            raise RefusedError("a body in another coding; send it as it is")
+        if request.query_string:
+            raise FormatError("a request with a query")
+
+    def _admit(self, request: web.Request, route: m.Route) -> Claims:
+        if "public" in route.needs:
+            return _NOBODY
+        claims = self._guard.admit(
+            request.headers.get("Authorization"), request.remote or "", route
+        )
+        if route.changes and self._head.readonly:
+            raise AccessDeniedError("this head is read-only")
+        return claims
+
+    def _failed(self, error: AsyncSyncError) -> Answer:
+        status, fault = fault_of(error, hide=self._head.root)
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else {}
+        return Answer(m.encode(fault), status, headers)
+
+
+def _real_root(root: str) -> str:
+    """ConfigError: there is no such directory. A head makes none: a mount may be missing."""
+    if not os.path.isdir(root):
+        raise ConfigError(f"{quote(root)} is no directory; make it, or mount what is to be there")
+    return os.path.realpath(root)
+
+
+async def _without_banner(request: web.Request, response: web.StreamResponse) -> None:
+    """The same frame around every answer; nothing of who answers."""
+    response.headers.pop("Server", None)
+    response.headers[m.VERSION_HEADER] = str(m.VERSION)
+    number = request.headers.get(m.REQUEST_ID, "")
+    if _REQUEST_ID.fullmatch(number):
+        response.headers[m.REQUEST_ID] = number

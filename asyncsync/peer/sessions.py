@@ -1,0 +1,316 @@
+"""Reads and pushes that are under way: each holds a tree open between requests."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
+
+import anyio
+import anyio.abc
+from anyio.abc import TaskStatus
+
+from ..clock import Clock
+from ..digest import CHUNK_BYTES, chunk_count
+from ..errors import (
+    BusyError,
+    FormatError,
+    IntegrityError,
+    PermanentError,
+    SlowDownError,
+    TransientError,
+    quote,
+)
+from ..manifest import Manifest
+from ..storage import Block, Durability, Intent, NewFile, TreeReader, TreeStore, TreeWriter
+from ..wire.failures import GoneError
+
+__all__ = ["Push", "Read", "Sessions"]
+
+
+class _LeftError(TransientError):
+    """Whoever began it has gone; what arrived may stay."""
+
+
+class _DroppedError(PermanentError):
+    """It is not wanted any more."""
+
+
+class Session:
+    """A tree that is held open in a task of its own until somebody ends it.
+
+    Attributes:
+        number: 32 hexadecimal digits that only whoever began it knows.
+        owner: the id of the token that it was begun with.
+        requests: that are being answered.
+        touched_at: when the last one ended.
+        failure: how letting go of the tree failed.
+    """
+
+    def __init__(self, tree: str, owner: str, clock: Clock) -> None:
+        self.tree, self.owner, self._clock = tree, owner, clock
+        self.number = secrets.token_hex(16)
+        self.requests, self.touched_at = 0, clock.monotonic()
+        self._over, self._ended = anyio.Event(), anyio.Event()
+        self._why: Exception | None = None
+        self._held = False
+        self.failure: Exception | None = None
+
+    def __enter__(self) -> None:
+        """A request begins."""
+        self.requests += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.requests -= 1
+        self.touched_at = self._clock.monotonic()
+
+    def idle_s(self) -> float:
+        """How long nobody has asked for anything."""
+        return 0.0 if self.requests else self._clock.monotonic() - self.touched_at
+
+    @property
+    def answers(self) -> bool:
+        """Whether it can be asked for something after it is over."""
+        return False
+
+    async def hold(self, store: TreeStore, *, task_status: TaskStatus[None]) -> None:
+        """Hold it open; says that it is by `task_status`, and raises before that if it cannot."""
+        try:
+            await self._hold(store, task_status)
+        except (_LeftError, _DroppedError):
+            pass
+        except Exception as exc:
+            if not self._held:
+                raise
+            self.failure = exc  # what it is told here, whoever began it cannot hear any more
+        finally:
+            self._over.set()
+            self._ended.set()
+
+    async def _hold(self, store: TreeStore, task_status: TaskStatus[None]) -> None:
+        raise NotImplementedError
+
+    async def _until_over(self, task_status: TaskStatus[None]) -> None:
+        self._held = True
+        task_status.started()
+        await self._over.wait()
+        if self._why is not None:
+            raise self._why
+
+    async def end(self, *, keep: bool = True) -> None:
+        """Let go of it. Again: waits only."""
+        if not self._over.is_set():
+            self._why = _LeftError("left") if keep else _DroppedError("dropped")
+            self._over.set()
+        await self._ended.wait()
+
+
+class Read(Session):
+    """Files of one commit, or of what lies there."""
+
+    reader: TreeReader
+
+    def __init__(self, tree: str, owner: str, clock: Clock, manifest: Manifest | None) -> None:
+        super().__init__(tree, owner, clock)
+        self._manifest = manifest
+        self.files: Sequence[NewFile] = ()
+        if manifest is not None:
+            entries = manifest.files.values()
+            self.files = [NewFile(e.path, e.size_bytes, e.mode, e.mtime_ns) for e in entries]
+
+    def file(self, blob: int) -> NewFile:
+        """The file of that number."""
+        return _at(self.files, blob)
+
+    async def _hold(self, store: TreeStore, task_status: TaskStatus[None]) -> None:
+        if self._manifest is None:
+            self.files = await store.list_files(self.tree)
+        manifest, self._manifest = self._manifest, None
+        async with store.open(self.tree, manifest) as self.reader:
+            await self._until_over(task_status)
+
+
+class Push(Session):
+    """One attempt to write a tree, and the digests of what has arrived.
+
+    `left_bytes` is what has been announced and has not arrived.
+
+    A commit goes on when whoever asked for it has hung up, and ends the attempt.
+    """
+
+    writer: TreeWriter
+
+    def __init__(
+        self, tree: str, owner: str, clock: Clock, intent: Intent, files: Sequence[NewFile]
+    ) -> None:
+        super().__init__(tree, owner, clock)
+        self.intent, self.files = intent, list(files)
+        self.left_bytes = sum(file.size_bytes for file in self.files)
+        self._digests: dict[str, dict[int, str]] = {}
+        self._committing = anyio.Lock()
+        self._receipt: tuple[str, Durability] | None = None
+
+    async def _hold(self, store: TreeStore, task_status: TaskStatus[None]) -> None:
+        async with store.begin(self.tree, self.intent) as self.writer:
+            await self._until_over(task_status)
+
+    def file(self, blob: int) -> NewFile:
+        """The file of that number."""
+        return _at(self.files, blob)
+
+    def extend(self, files: Iterable[NewFile]) -> int:
+        """Add files to the plan; the number of the first of them."""
+        first = len(self.files)
+        self.files += files
+        self.left_bytes += sum(file.size_bytes for file in self.files[first:])
+        return first
+
+    def arrived(self, file: NewFile, chunk: int, found: str) -> None:
+        """A chunk is stored, and has that digest."""
+        self._digests.setdefault(file.path, {})[chunk] = found
+        self.left_bytes -= min(CHUNK_BYTES, file.size_bytes - chunk * CHUNK_BYTES)
+
+    def forget(self, path: str) -> None:
+        """Nothing of a file has arrived."""
+        self._digests.pop(path, None)
+
+    async def write(self, blob: int, offset: int, block: Block, found: str) -> None:
+        """Store a chunk with that digest."""
+        file = self.file(blob)
+        await self.writer.write(file, offset, block)
+        self.arrived(file, offset // CHUNK_BYTES, found)
+
+    async def commit(self, manifest: Manifest) -> Durability:
+        """Make it the tree. Again, with the same: the same answer.
+
+        Raises:
+            IntegrityError: files are not what the manifest says; they have to be sent again.
+        """
+        async with self._committing:
+            if self._receipt is None:
+                await self._refuse_changed(manifest)
+                self._receipt = manifest.identity, await self.writer.commit(manifest)
+                self._over.set()
+            identity, durability = self._receipt
+        if identity != manifest.identity:
+            raise FormatError("this push has been committed as something else")
+        await self._ended.wait()
+        return durability
+
+    @property
+    def answers(self) -> bool:
+        return self._receipt is not None
+
+    async def _refuse_changed(self, manifest: Manifest) -> None:
+        wrong = []
+        for path, chunks in self._digests.items():
+            entry = manifest.files.get(path)
+            if entry is not None and any(
+                n >= chunk_count(entry.size_bytes) or entry.chunk_digest(n) != found
+                for n, found in chunks.items()
+            ):
+                wrong.append(path)
+        for path in wrong:
+            await self.writer.discard(path)
+            self.forget(path)
+        if wrong:
+            raise IntegrityError(
+                f"{quote(wrong[0])} did not arrive as it was sent; it has to be sent again",
+                side="target",
+                paths=wrong,
+            )
+
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Session)
+
+_REMEMBERED = 1000  # sessions that are over, for whoever has lost the answer
+
+
+class Sessions(Generic[S]):
+    """Those of one kind.
+
+    Args:
+        group: their tasks are in it.
+        most: of one owner at once.
+        idle_s: after that time without a request one is ended.
+    """
+
+    def __init__(
+        self, group: anyio.abc.TaskGroup, store: TreeStore, *, most: int, idle_s: float
+    ) -> None:
+        self._group, self._store, self._most, self._idle_s = group, store, most, idle_s
+        self._open: dict[str, S] = {}
+        self._done: dict[str, S] = {}
+        self._fenced: dict[str, None] = {}
+
+    @property
+    def all(self) -> list[S]:
+        """Those that are open."""
+        return list(self._open.values())
+
+    def get(self, number: str, owner: str) -> S:
+        """The session of that number.
+
+        Raises:
+            BusyError: another attempt has taken over.
+            GoneError: there is none, or it is somebody else's.
+        """
+        found = self._open.get(number) or self._done.get(number)
+        if found is not None and found.owner == owner:
+            return found
+        if number in self._fenced:
+            raise BusyError("another attempt of the same source has taken over", side="target")
+        raise GoneError("the session is over; begin another")
+
+    async def begin(self, session: S) -> S:
+        """Open it.
+
+        Raises:
+            SlowDownError: its owner has too many.
+        """
+        if sum(one.owner == session.owner for one in self._open.values()) >= self._most:
+            raise SlowDownError(
+                f"more than {self._most} sessions with one token; end some, or wait",
+                retry_after_s=1.0,
+            )
+        self._open[session.number] = session
+        await self._group.start(self._run, session)
+        return session
+
+    async def _run(self, session: S, *, task_status: TaskStatus[None]) -> None:
+        try:
+            await session.hold(self._store, task_status=task_status)
+        finally:
+            self._open.pop(session.number, None)
+            if session.answers:
+                _remember(self._done, session.number, session)
+
+    async def fence(self, those: Callable[[S], bool]) -> None:
+        """End these: another takes their place."""
+        for session in filter(those, self.all):
+            _remember(self._fenced, session.number, None)
+            await session.end()
+
+    async def sweep(self) -> None:
+        """End those that nobody has asked for anything for too long."""
+        for session in self.all:
+            if session.idle_s() >= self._idle_s:
+                await session.end()
+
+    async def close(self) -> None:
+        """End all of them; what has arrived stays for the next start."""
+        for session in self.all:
+            await session.end()
+
+
+def _remember(those: dict[str, T], number: str, what: T) -> None:
+    those[number] = what
+    if len(those) > _REMEMBERED:
+        del those[next(iter(those))]
+
+
+def _at(files: Sequence[NewFile], blob: int) -> NewFile:
+    if blob >= len(files):
+        raise FormatError("a file that is not in the plan")
+    return files[blob]

@@ -1,0 +1,125 @@
+"""Requests about whole trees."""
+
+from __future__ import annotations
+
+from ..manifest import Manifest, encode
+from ..units import MIB
+from ..wire import messages as m
+from .calls import Answer, Call, Head, answer, listed, message, texts
+
+__all__ = [
+    "authority",
+    "clean",
+    "confirm",
+    "delete",
+    "files",
+    "find",
+    "glance",
+    "header",
+    "hello",
+    "manifest",
+    "mark",
+    "probe",
+]
+
+_WINDOW_BYTES = 32 * MIB
+
+
+async def hello(head: Head, call: Call) -> Answer:
+    claims = call.claims
+    return answer(
+        m.Hello(
+            run=head.run,
+            readonly=head.readonly,
+            scope=claims.scope,
+            operations=sorted(claims.operations),
+            expires_at=claims.expires_at,
+        )
+    )
+
+
+async def authority(head: Head, call: Call) -> Answer:
+    del call
+    return Answer(head.authority)
+
+
+async def manifest(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.Window)
+    tree = call.tree(asked.tree)
+    found = await head.store.read_manifest(tree)
+    text = await head.threads.run(_text, found)
+    headers = {m.TOTAL: str(len(text))}
+    if (level := head.known.level(tree, found.identity)) is not None:
+        headers[m.DURABILITY] = level
+    return Answer(text[asked.start : asked.start + _WINDOW_BYTES], headers=headers)
+
+
+def _text(found: Manifest) -> bytes:
+    return b"".join(encode(found))
+
+
+async def header(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.TreeName)
+    found = await head.store.read_header(call.tree(asked.tree))
+    return Answer(m.encode(found))
+
+
+async def find(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.TreeName)
+    tree = call.tree(asked.tree)
+    return answer([m.Sight(m.text_of(s.tree), s.tag) async for s in head.store.find(tree)])
+
+
+async def glance(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.TreeName)
+    found = await head.store.glance(call.tree(asked.tree))
+    return answer(m.Seen(tag=found.tag, names=texts(sorted(found.names))))
+
+
+async def files(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.TreeName)
+    return answer(listed(await head.store.list_files(call.tree(asked.tree))))
+
+
+async def confirm(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.TreeName)
+    tree = call.tree(asked.tree)
+    before = (await head.store.read_header(tree)).identity
+    level = await head.store.confirm(tree)
+    if (await head.store.read_header(tree)).identity == before:
+        head.known.note(tree, before, level)
+    return answer(m.Level(durability=level))
+
+
+async def delete(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.Delete)
+    done = await head.store.delete(
+        call.tree(asked.tree), expect=asked.expect, uncommitted=asked.uncommitted
+    )
+    return answer(m.Deletion(files=done.files, kept=texts(done.kept)))
+
+
+async def clean(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.Clean)
+    cleaned = await head.store.clean(call.tree(asked.tree), older_than_s=asked.older_than_s)
+    return answer(m.Cleaned(trees=texts(cleaned)))
+
+
+async def mark(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.Mark)
+    return answer(m.Marked(marker=await head.store.mark_root(call.tree(asked.tree), asked.marker)))
+
+
+async def probe(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.TreeName)
+    found = await head.store.probe(call.tree(asked.tree))
+    return answer(
+        m.Probed(
+            durability=found.durability,
+            exclusive=found.exclusive,
+            raw_names=found.raw_names,
+            case_sensitive=found.case_sensitive,
+            keeps_normalization=found.keeps_normalization,
+            notes=list(found.notes),
+        )
+    )

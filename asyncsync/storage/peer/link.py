@@ -1,0 +1,221 @@
+"""Requests to a head: every answer is checked before any of it is believed."""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
+
+import anyio
+
+from ...concurrency import Threads
+from ...errors import AsyncSyncError, FormatError, PermanentError, TransientError, quote
+from ...wire import messages as m
+from ...wire.failures import UnauthorizedError, error_of
+from ...wire.trust import client_context
+from ..dialing import Direct
+from ..heads import Head
+from ..http import Answer, Http
+from ..objects import Data
+from .credentials import Access, find_access
+
+__all__ = ["Link", "fetch_authority"]
+
+T = TypeVar("T")
+
+_STALL_S = 60.0
+_MAX_AUTHORITY_BYTES = 16 * 1024
+
+
+class _Opened(NamedTuple):
+    http: Http
+    access: Access
+
+
+class Link:
+    """The way to one head.
+
+    Args:
+        authority: `HOST:PORT`.
+        secure: over TLS.
+    """
+
+    def __init__(
+        self, authority: str, *, secure: bool, threads: Threads, max_requests: int
+    ) -> None:
+        self.where = f"{'peers' if secure else 'peer'}://{authority}"
+        self._authority, self._secure = authority, secure
+        self._base = f"{'https' if secure else 'http'}://{authority}"
+        self._threads, self._max_requests = threads, max_requests
+        self._opened: _Opened | None = None
+        self._turn = anyio.Lock()
+
+    async def ask(
+        self,
+        name: str,
+        body: object = None,
+        *,
+        what: str,
+        session: str = "",
+    ) -> Answer:
+        """Send a message, and receive the answer.
+
+        Raises:
+            AsyncSyncError: what the head has answered, if that was an error.
+        """
+        data = b"" if body is None else m.encode(body)
+        return await self.send(name, data, what=what, session=session)
+
+    async def told(self, kind: type[T], name: str, body: object, *, what: str) -> T:
+        """The message that a head answers a message with. Raises as `ask`."""
+        return self.read(kind, await self.ask(name, body, what=what), what)
+
+    def read(self, kind: type[T], answer: Answer, what: str) -> T:
+        """The message in an answer.
+
+        Raises:
+            PermanentError: it is none of that kind.
+        """
+        try:
+            return m.decode(bytes(answer.body), kind)
+        except FormatError as exc:
+            raise self._foreign(what, str(exc)) from None
+
+    async def send(
+        self,
+        name: str,
+        data: Data = b"",
+        *,
+        what: str,
+        session: str = "",
+        blob: int = 0,
+        headers: Mapping[str, str] | None = None,
+        into: memoryview | None = None,
+    ) -> Answer:
+        """Send bytes; see `Http.send`. Raises as `ask`."""
+        opened = self._opened or await self._open()
+        try:
+            return await self._once(opened, name, data, what, session, blob, headers, into)
+        except UnauthorizedError:
+            # The token may have been changed for another one since it was read.
+            renewed = await self._threads.run(find_access, self._authority, self._secure)
+            if renewed.token == opened.access.token:
+                raise
+            self._opened = opened = opened._replace(access=renewed)
+        return await self._once(opened, name, data, what, session, blob, headers, into)
+
+    async def _once(
+        self,
+        opened: _Opened,
+        name: str,
+        data: Data,
+        what: str,
+        session: str,
+        blob: int,
+        headers: Mapping[str, str] | None,
+        into: memoryview | None,
+    ) -> Answer:
+        route, number = m.ROUTES[name], secrets.token_hex(8)
+        frame = {
+            m.VERSION_HEADER: str(m.VERSION),
+            m.REQUEST_ID: number,
+            "Authorization": f"Bearer {opened.access.token.reveal()}",
+            **(headers or {}),
+        }
+
+        def check(head: Head) -> None:
+            self._check(head, number, what)
+
+        answer = await opened.http.send(
+            route.method,
+            self._base + route.url(session, blob),
+            frame,
+            what=what,
+            data=data,
+            into=into,
+            check=check,
+            patient=True,
+        )
+        if answer.status < 300:
+            return answer
+        raise self._error(answer, what)
+
+    def _check(self, head: Head, number: str, what: str) -> None:
+        """Refuse an answer of somebody else, or to something else."""
+        version = head.headers.get(m.VERSION_HEADER)
+        if version is None:
+            raise self._foreign(what, f"status {head.status} without a version")
+        if version != str(m.VERSION):
+            raise PermanentError(
+                f"{what}: {self.where} speaks version {quote(version[:20])} of the protocol, this "
+                f"release version {m.VERSION}; use the same release on both sides"
+            )
+        if head.headers.get(m.REQUEST_ID) != number:
+            raise TransientError(f"{what}: {self.where} has answered another request; try again")
+        if "Content-Encoding" in head.headers or 300 <= head.status < 400:
+            raise self._foreign(what, f"status {head.status}, or a coding that was not asked for")
+
+    def _foreign(self, what: str, how: str) -> PermanentError:
+        return PermanentError(
+            f"{what}: what answers at {self.where} is no asyncsync head ({how}); check the address"
+        )
+
+    def _error(self, answer: Answer, what: str) -> AsyncSyncError:
+        try:
+            return error_of(answer.status, m.decode(bytes(answer.body), m.Fault), what)
+        except FormatError as exc:
+            if answer.status >= 500:
+                return TransientError(f"{what}: {self.where} answers with status {answer.status}")
+            return self._foreign(what, f"status {answer.status}, {exc}")
+
+    async def _open(self) -> _Opened:
+        async with self._turn:
+            if self._opened is None:
+                access = await self._threads.run(find_access, self._authority, self._secure)
+                context = await self._context(access)
+                advice = f"take a new join string from the head at {self._authority}"
+                http = Http(
+                    max_connections=self._max_requests,
+                    stall_s=_STALL_S,
+                    direct=Direct(context, advice),
+                )
+                await http.open(self._threads)
+                self._opened = _Opened(http, access)
+        return self._opened
+
+    async def _context(self, access: Access) -> ssl.SSLContext | None:
+        if access.fingerprint is None:
+            return None
+        authority = access.authority or await fetch_authority(self._authority, self._threads)
+        return client_context(authority, fingerprint=access.fingerprint)
+
+    async def aclose(self) -> None:
+        """Let go of every connection. Again: no effect."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.http.aclose()
+
+
+async def fetch_authority(address: str, threads: Threads) -> str:
+    """The certificate of the CA that whoever answers there names, in PEM.
+
+    It proves nothing by itself: the join string says which one it has to be. No token is shown.
+
+    Raises:
+        AsyncSyncError: nobody answers, or no head.
+    """
+    nobody_checked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    nobody_checked.check_hostname, nobody_checked.verify_mode = False, ssl.CERT_NONE
+    http = Http(max_connections=1, direct=Direct(nobody_checked, "check the address"))
+    what = f"ask {quote(address)} for its CA"
+    route = m.ROUTES["authority"]
+    try:
+        await http.open(threads)
+        frame = {m.VERSION_HEADER: str(m.VERSION)}
+        answer = await http.send(route.method, f"https://{address}{route.url()}", frame, what=what)
+    finally:
+        await http.aclose()
+    if answer.status != 200 or len(answer.body) > _MAX_AUTHORITY_BYTES:
+        raise PermanentError(f"{what}: it is no asyncsync head; check the address")
+    return bytes(answer.body).decode("ascii", "replace")

@@ -1,0 +1,152 @@
+"""PeerTrees: the TreeStore that another node serves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ...concurrency import Threads, quietly
+from ...errors import PermanentError, is_interruption, quote
+from ...manifest import Header, Manifest, decode
+from ...wire import messages as m
+from ..trees import (
+    Deleted,
+    Durability,
+    Glance,
+    Intent,
+    NewFile,
+    Sighting,
+    TreeCapabilities,
+    TreeReader,
+    TreeWriter,
+)
+from .link import Link
+from .reader import Reader
+from .values import durability_of, file_of, length_of
+from .writer import Writer
+
+__all__ = ["PeerTrees", "open_trees"]
+
+_REMEMBERED = 1000
+
+
+def open_trees(authority: str, *, secure: bool, threads: Threads, max_requests: int) -> PeerTrees:
+    """The trees of the head at `HOST:PORT`. Connects to nothing."""
+    return PeerTrees(
+        Link(authority, secure=secure, threads=threads, max_requests=max_requests), threads
+    )
+
+
+class PeerTrees:
+    """Trees that a head keeps. See TreeStore for what every method promises."""
+
+    def __init__(self, link: Link, threads: Threads) -> None:
+        self._link, self._threads = link, threads
+        self._confirmed: dict[str, Durability] = {}
+
+    def _at(self, tree: str) -> str:
+        return quote(f"{self._link.where}/{tree}")
+
+    async def read_manifest(self, tree: str) -> Manifest:
+        what = f"read the manifest of {self._at(tree)}"
+        self._confirmed.pop(tree, None)
+        text, total, level = bytearray(), 1, None
+        while len(text) < total:
+            asked = m.Window(tree=tree, start=len(text))
+            answer = await self._link.ask("manifest", asked, what=what)
+            total = length_of(answer.headers.get(m.TOTAL), what)
+            if not answer.body:
+                raise PermanentError(f"{what}: the head sends nothing more; try again")
+            if not text:
+                level = answer.headers.get(m.DURABILITY)
+            text += answer.body
+        found = await self._threads.run(lambda: decode(bytes(text).splitlines(keepends=True)))
+        if level is not None:
+            self._confirmed[tree] = durability_of(level, what)
+            if len(self._confirmed) > _REMEMBERED:
+                del self._confirmed[next(iter(self._confirmed))]
+        return found
+
+    async def read_header(self, tree: str) -> Header:
+        what = f"read the header of {self._at(tree)}"
+        return await self._link.told(Header, "header", m.TreeName(tree=tree), what=what)
+
+    async def find(self, tree: str) -> AsyncIterator[Sighting]:
+        what = f"look for commits in {self._at(tree)}"
+        found = await self._link.told(list[m.Sight], "find", m.TreeName(tree=tree), what=what)
+        for sight in found:
+            yield Sighting(m.path_of(sight.tree), sight.tag)
+
+    async def glance(self, tree: str) -> Glance:
+        what = f"look at {self._at(tree)}"
+        seen = await self._link.told(m.Seen, "glance", m.TreeName(tree=tree), what=what)
+        return Glance(seen.tag, frozenset(map(m.path_of, seen.names)))
+
+    async def list_files(self, tree: str) -> list[NewFile]:
+        what = f"list {self._at(tree)}"
+        listed = await self._link.told(list[m.FileLine], "files", m.TreeName(tree=tree), what=what)
+        return list(map(file_of, listed))
+
+    @asynccontextmanager
+    async def open(self, tree: str, manifest: Manifest | None) -> AsyncIterator[TreeReader]:
+        reader = Reader(self._link, tree, manifest, self._at(tree))
+        await reader.begin()
+        try:
+            yield reader
+        finally:
+            await quietly(reader.end)
+
+    @asynccontextmanager
+    async def begin(self, tree: str, intent: Intent) -> AsyncIterator[TreeWriter]:
+        self._confirmed.pop(tree, None)
+        writer = Writer(self._link, tree, intent, self._at(tree))
+        await writer.begin()
+        try:
+            yield writer
+        except BaseException as exc:
+            keep = intent.keep and is_interruption(exc)
+            await quietly(lambda: writer.end(keep=keep))
+            raise
+        await quietly(lambda: writer.end(keep=False))
+
+    async def delete(
+        self, tree: str, *, expect: str | None = None, uncommitted: bool = False
+    ) -> Deleted:
+        asked = m.Delete(tree=tree, expect=expect, uncommitted=uncommitted)
+        what = f"delete {self._at(tree)}"
+        done = await self._link.told(m.Deletion, "delete", asked, what=what)
+        return Deleted(done.files, tuple(map(m.path_of, done.kept)))
+
+    async def clean(self, tree: str, *, older_than_s: float) -> list[str]:
+        asked = m.Clean(tree=tree, older_than_s=older_than_s)
+        what = f"clean {self._at(tree)}"
+        return [
+            *map(m.path_of, (await self._link.told(m.Cleaned, "clean", asked, what=what)).trees)
+        ]
+
+    async def confirm(self, tree: str) -> Durability:
+        if (level := self._confirmed.pop(tree, None)) is not None:
+            return level  # that of the commit that was read just now
+        what = f"confirm {self._at(tree)}"
+        said = await self._link.told(m.Level, "confirm", m.TreeName(tree=tree), what=what)
+        return durability_of(said.durability, what)
+
+    async def mark_root(self, tree: str, marker: bytes) -> bytes:
+        what = f"mark {self._at(tree)}"
+        asked = m.Mark(tree=tree, marker=marker)
+        return (await self._link.told(m.Marked, "mark", asked, what=what)).marker
+
+    async def probe(self, tree: str) -> TreeCapabilities:
+        what = f"probe {self._at(tree)}"
+        found = await self._link.told(m.Probed, "probe", m.TreeName(tree=tree), what=what)
+        return TreeCapabilities(
+            durability=durability_of(found.durability, what),
+            exclusive=found.exclusive,
+            raw_names=found.raw_names,
+            case_sensitive=found.case_sensitive,
+            keeps_normalization=found.keeps_normalization,
+            notes=tuple(found.notes),
+        )
+
+    async def aclose(self) -> None:
+        await self._link.aclose()

@@ -1,0 +1,420 @@
+"""What the two ends of a peer transfer say to each other. Pure; see docs/formats/peer.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from ..digest import CHUNK_BYTES
+from ..errors import FormatError
+from ..names import path_from_json, path_to_json
+
+__all__ = [
+    "BASE",
+    "CONTENT_TYPE",
+    "DURABILITY",
+    "EXTENTS",
+    "OFFSET",
+    "REQUEST_ID",
+    "ROUTES",
+    "TOTAL",
+    "VERSION",
+    "VERSION_HEADER",
+    "Batch",
+    "Begin",
+    "Begun",
+    "Blobs",
+    "Clean",
+    "Cleaned",
+    "Delete",
+    "Deletion",
+    "Fault",
+    "FileLine",
+    "Held",
+    "HeldLine",
+    "Hello",
+    "Leave",
+    "Level",
+    "Mark",
+    "Marked",
+    "Need",
+    "Open",
+    "Opened",
+    "Planned",
+    "Probed",
+    "Receipt",
+    "Route",
+    "Seen",
+    "Sight",
+    "Text",
+    "TreeName",
+    "Window",
+    "decode",
+    "encode",
+    "extents_of",
+    "extents_text",
+    "join_batch",
+    "lines_of",
+    "path_of",
+    "split_batch",
+    "text_of",
+]
+
+VERSION = 1
+BASE = f"/asyncsync/{VERSION}"
+
+VERSION_HEADER = "Asyncsync-Version"
+REQUEST_ID = "Asyncsync-Request"
+OFFSET = "Upload-Offset"
+EXTENTS = "Asyncsync-Extents"
+TOTAL = "Asyncsync-Total"
+DURABILITY = "Asyncsync-Durability"
+CONTENT_TYPE = "application/vnd.asyncsync"
+
+Need = Literal["push", "pull", "list", "delete", "any", "public"]
+"""What a token has to allow: one operation, any at all, or none because nobody has one yet."""
+
+T = TypeVar("T")
+
+
+class Route(NamedTuple):
+    """A request that a head knows.
+
+    Attributes:
+        path: below `BASE`; `{session}` is 32 hexadecimal digits, `{blob}` a number from 0.
+        needs: any of these operations.
+        changes: a head that is read-only refuses it.
+    """
+
+    method: str
+    path: str
+    needs: tuple[Need, ...]
+    changes: bool = False
+
+    def url(self, session: str = "", blob: int = 0) -> str:
+        """The path of one request."""
+        return BASE + self.path.replace("{session}", session).replace("{blob}", str(blob))
+
+
+ROUTES: dict[str, Route] = {
+    "hello": Route("GET", "/", ("any",)),
+    "authority": Route("GET", "/authority", ("public",)),
+    "manifest": Route("POST", "/manifest", ("pull", "push")),
+    "header": Route("POST", "/header", ("pull", "push", "list")),
+    "find": Route("POST", "/find", ("list", "pull", "push")),
+    "glance": Route("POST", "/glance", ("list", "pull", "push")),
+    "files": Route("POST", "/files", ("list", "pull")),
+    "confirm": Route("POST", "/confirm", ("push",), changes=True),
+    "delete": Route("POST", "/delete", ("delete",), changes=True),
+    "clean": Route("POST", "/clean", ("delete",), changes=True),
+    "mark": Route("POST", "/mark", ("push",), changes=True),
+    "probe": Route("POST", "/probe", ("push", "list"), changes=True),
+    "open": Route("POST", "/reads", ("pull",)),
+    "read": Route("GET", "/reads/{session}/blobs/{blob}", ("pull",)),
+    "read_many": Route("POST", "/reads/{session}/batch", ("pull",)),
+    "close": Route("DELETE", "/reads/{session}", ("pull",)),
+    "begin": Route("POST", "/pushes", ("push",), changes=True),
+    "plan": Route("POST", "/pushes/{session}/plan", ("push",), changes=True),
+    "recall": Route("POST", "/pushes/{session}/recall", ("push",), changes=True),
+    "write": Route("PATCH", "/pushes/{session}/blobs/{blob}", ("push",), changes=True),
+    "write_many": Route("POST", "/pushes/{session}/batch", ("push",), changes=True),
+    "discard": Route("POST", "/pushes/{session}/discard", ("push",), changes=True),
+    "commit": Route("POST", "/pushes/{session}/commit", ("push",), changes=True),
+    "leave": Route("DELETE", "/pushes/{session}", ("push",), changes=True),
+}
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    """What all messages have in common: what is not known is refused."""
+
+
+Text = str | list[str]
+"""A path: text, or base64 in a list where it is not UTF-8."""
+
+
+class TreeName(Message, kw_only=True):
+    """A request about a tree."""
+
+    tree: str
+
+
+class Window(TreeName, kw_only=True):
+    """A request for the manifest from byte `start` of its text on."""
+
+    start: int = 0
+
+
+class Delete(TreeName, kw_only=True):
+    """See `TreeStore.delete`."""
+
+    expect: str | None = None
+    uncommitted: bool = False
+
+
+class Clean(TreeName, kw_only=True):
+    """See `TreeStore.clean`."""
+
+    older_than_s: float
+
+
+class Mark(TreeName, kw_only=True):
+    """See `TreeStore.mark_root`; `marker` is base64."""
+
+    marker: bytes
+
+
+class Open(TreeName, kw_only=True):
+    """Files of a tree shall be read: those of the commit `identity`, or whatever lies there."""
+
+    identity: str | None = None
+
+
+class Begin(TreeName, kw_only=True):
+    """The first line of a plan; the files follow, a `FileLine` each. See `Intent`."""
+
+    attempt: str
+    expect: str | None = None
+    in_place: bool = False
+    writer: str = ""
+    keep: bool = False
+
+
+class Blobs(Message, kw_only=True):
+    """Files by their numbers."""
+
+    blobs: list[int]
+
+
+class Leave(Message, kw_only=True):
+    """A push is left without a commit; `keep`: what arrived stays for the next attempt."""
+
+    keep: bool = False
+
+
+class FileLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A file of a plan or a listing. Its number is its place there, from 0."""
+
+    path: Text
+    size_bytes: int
+    mode: int
+    mtime_ns: int
+
+
+class HeldLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Chunks of a file that an interrupted attempt stored: their numbers and digests."""
+
+    blob: int
+    numbers: list[int]
+    digests: list[str]
+
+
+class Hello(Message, kw_only=True):
+    """What a head says of itself, and of the token it was shown.
+
+    Attributes:
+        run: 32 hexadecimal digits, other ones after each start.
+    """
+
+    run: str
+    readonly: bool
+    scope: str
+    operations: list[str]
+    expires_at: float
+
+
+class Sight(msgspec.Struct, frozen=True, array_like=True):
+    """A commit that was found."""
+
+    tree: Text
+    tag: str
+
+
+class Seen(Message, kw_only=True):
+    """See `Glance`."""
+
+    tag: str
+    names: list[Text]
+
+
+class Opened(Message, kw_only=True):
+    """A session for reading; `files` are those that lie there, if no commit was asked for."""
+
+    session: str
+    files: list[FileLine] = []
+
+
+class Begun(Message, kw_only=True):
+    """A session for writing; `resumes`: there may be something to recall."""
+
+    session: str
+    resumes: bool
+
+
+class Planned(Message, kw_only=True):
+    """The number of the first of the files that were added to a plan."""
+
+    first: int
+
+
+class Held(Message, kw_only=True):
+    """Which chunks are there, by the number of their file; what is not named is not."""
+
+    held: list[tuple[int, list[int]]]
+
+
+class Receipt(Message, kw_only=True):
+    """A commit is there: which, and what it survives."""
+
+    identity: str
+    durability: str
+
+
+class Level(Message, kw_only=True):
+    """What the commit of a tree survives."""
+
+    durability: str
+
+
+class Deletion(Message, kw_only=True):
+    """See `Deleted`."""
+
+    files: int
+    kept: list[Text]
+
+
+class Cleaned(Message, kw_only=True):
+    """Where something was removed."""
+
+    trees: list[Text]
+
+
+class Marked(Message, kw_only=True):
+    """The marker that is there."""
+
+    marker: bytes
+
+
+class Probed(Message, kw_only=True):
+    """See `TreeCapabilities`."""
+
+    durability: str
+    exclusive: bool
+    raw_names: bool
+    case_sensitive: bool
+    keeps_normalization: bool
+    notes: list[str]
+
+
+class Fault(Message, kw_only=True):
+    """What a request failed with; see `wire.failures`.
+
+    Attributes:
+        kind: an error class by name.
+        side: which end it hit, seen from the head.
+        paths: files of the tree that it is about.
+        winner: of a conflict, the commit that is there.
+    """
+
+    kind: str
+    message: str
+    side: Literal["source", "target"] | None = None
+    paths: list[Text] = []
+    winner: str = ""
+    retry_after_s: float | None = None
+
+
+encode = msgspec.json.encode
+
+
+def decode(text: bytes, kind: type[T]) -> T:
+    """Read a message. FormatError: it is none of that kind, whatever it is."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise FormatError(f"a message that is no {kind.__name__}") from None
+
+
+def lines_of(messages: Iterable[object]) -> Iterator[bytes]:
+    """Messages as lines of text."""
+    for message in messages:
+        yield encode(message) + b"\n"
+
+
+# -- bytes of several blobs in one body
+
+
+class Batch(NamedTuple):
+    """Blobs and their bytes."""
+
+    blobs: Sequence[int]
+    data: Sequence[memoryview]
+
+
+_COUNT_BYTES = 4
+_MAX_BLOBS = 4096
+
+
+def join_batch(blobs: Sequence[int]) -> bytes:
+    """What stands before the bytes of several blobs: how many, and which."""
+    return b"".join(number.to_bytes(_COUNT_BYTES, "big") for number in (len(blobs), *blobs))
+
+
+def split_batch(body: memoryview, sizes: Sequence[int]) -> Batch:
+    """Take a body apart.
+
+    Args:
+        sizes: of all blobs of the plan, by number.
+
+    Raises:
+        FormatError: it is not as long as it should be, or names blobs that are not known.
+    """
+    count = int.from_bytes(body[:_COUNT_BYTES], "big")
+    start = _COUNT_BYTES * (count + 1)
+    if not 0 < count <= _MAX_BLOBS or len(body) < start:
+        raise FormatError("a batch whose head makes no sense")
+    blobs = [int.from_bytes(body[at : at + 4], "big") for at in range(4, start, _COUNT_BYTES)]
+    if any(blob >= len(sizes) for blob in blobs) or len(set(blobs)) < count:
+        raise FormatError("a batch with a blob that is not in its plan, or is in it twice")
+    data = list[memoryview]()
+    for blob in blobs:
+        data.append(body[start : start + sizes[blob]])
+        start += sizes[blob]
+    if start != len(body):
+        raise FormatError("a batch that is not as long as its blobs are together")
+    return Batch(blobs, data)
+
+
+def extents_text(extents: Sequence[tuple[int, int]]) -> str:
+    """Ranges of a chunk as a header: `0-4096,8192-12288`; ends are exclusive."""
+    return ",".join(f"{start}-{end}" for start, end in extents)
+
+
+def extents_of(text: str, size_bytes: int) -> tuple[tuple[int, int], ...]:
+    """Read such a header. FormatError: they overlap, are out of order, or beyond the chunk."""
+    found = list[tuple[int, int]]()
+    at = 0
+    for one in text.split(",") if text else ():
+        start, _, end = one.partition("-")
+        if not (start.isascii() and start.isdigit() and end.isascii() and end.isdigit()):
+            raise FormatError("ranges that are none")
+        pair = int(start[:19]), int(end[:19])
+        if not at <= pair[0] < pair[1] <= min(size_bytes, CHUNK_BYTES):
+            raise FormatError("ranges that are not in order, or not in their chunk")
+        at = pair[1]
+        found.append(pair)
+    return tuple(found)
+
+
+def path_of(text: Text) -> str:
+    """A path as it was sent. FormatError: it is none."""
+    try:
+        return path_from_json(text)
+    except ValueError:
+        raise FormatError("a path that makes no sense") from None
+
+
+def text_of(path: str) -> Text:
+    """A path as it is sent."""
+    return path_to_json(path)
