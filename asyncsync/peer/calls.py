@@ -20,6 +20,7 @@ from ..wire.limits import Limits
 from ..wire.names import check_tree_name
 from .bodies import Bodies
 from .guard import check_scope
+from .onward import Onward
 from .sessions import Push, Read, Session, Sessions
 from .space import Space
 
@@ -55,6 +56,7 @@ class Head:
     reads: Sessions[Read]
     pushes: Sessions[Push]
     known: Known
+    onward: Onward
     clock: Clock
     root: str
     run: str

@@ -16,6 +16,7 @@ from ..wire import messages as m
 from ..wire.limits import Limits
 from .bodies import length_of, split_lines
 from .calls import Answer, Call, Head, answer, message, new_file
+from .onward import level_of
 from .sessions import Push
 
 __all__ = ["begin", "commit", "discard", "leave", "plan", "recall", "write", "write_many"]
@@ -177,8 +178,10 @@ async def commit(head: Head, call: Call) -> Answer:
             text = await head.bodies.whole(call.request, length)
             whole = await head.threads.run(lambda: decode(text.splitlines(keepends=True)))
         durability = await push.commit(whole)
+    await head.onward.queue(push.tree, whole.identity)
     head.known.note(push.tree, whole.identity, durability)
-    return answer(m.Receipt(identity=whole.identity, durability=durability))
+    level = level_of(durability, head.onward, push.tree, whole.identity)
+    return answer(m.Receipt(identity=whole.identity, durability=level))
 
 
 async def leave(head: Head, call: Call) -> Answer:

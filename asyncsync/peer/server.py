@@ -40,6 +40,7 @@ from .bodies import Bodies
 from .calls import Answer, Call, Head, Known
 from .guard import Guard
 from .handlers import HANDLERS
+from .onward import Nowhere, Onward
 from .protocol import Connections
 from .sessions import Push, Read, Sessions
 from .space import Space
@@ -69,6 +70,7 @@ class PeerServer:
         keys: what makes and verifies tokens; None makes a key that ends with this server.
         tls: from `asyncsync.peer.certificates`; without it only a loopback address is served.
         authority: the certificate of the CA behind `tls`, in PEM; workers ask for it.
+        onward: carries what is committed on from here.
         memory_bytes: bodies that may be held at once.
 
     Raises:
@@ -85,6 +87,7 @@ class PeerServer:
         keys: KeyRing | None = None,
         tls: ssl.SSLContext | None = None,
         authority: str = "",
+        onward: Onward | None = None,
         limits: Limits | None = None,
         memory_bytes: int = 256 * MIB,
         clock: Clock | None = None,
@@ -98,6 +101,7 @@ class PeerServer:
         self._tls, self._authority = tls, authority
         self._clock, self._limits = clock or SystemClock(), limits or Limits()
         self._keys = keys or KeyRing((HeadKey.new(),))
+        self._onward = onward or Nowhere()
         self._readonly, self._memory_bytes = readonly, memory_bytes
         self._run = secrets.token_hex(16)
         self._supervisor: asyncio.Task[None] | None = None
@@ -173,6 +177,7 @@ class PeerServer:
             reads=reads,
             pushes=pushes,
             known=Known(),
+            onward=self._onward,
             clock=self._clock,
             root=root,
             run=self._run,

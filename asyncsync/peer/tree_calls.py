@@ -6,6 +6,7 @@ from ..manifest import Manifest, encode
 from ..units import MIB
 from ..wire import messages as m
 from .calls import Answer, Call, Head, answer, listed, message, texts
+from .onward import level_of
 
 __all__ = [
     "authority",
@@ -50,7 +51,7 @@ async def manifest(head: Head, call: Call) -> Answer:
     text = await head.threads.run(_text, found)
     headers = {m.TOTAL: str(len(text))}
     if (level := head.known.level(tree, found.identity)) is not None:
-        headers[m.DURABILITY] = level
+        headers[m.DURABILITY] = level_of(level, head.onward, tree, found.identity)
     return Answer(text[asked.start : asked.start + _WINDOW_BYTES], headers=headers)
 
 
@@ -84,11 +85,11 @@ async def files(head: Head, call: Call) -> Answer:
 async def confirm(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.TreeName)
     tree = call.tree(asked.tree)
-    before = (await head.store.read_header(tree)).identity
     level = await head.store.confirm(tree)
-    if (await head.store.read_header(tree)).identity == before:
-        head.known.note(tree, before, level)
-    return answer(m.Level(durability=level))
+    identity = (await head.store.read_header(tree)).identity
+    await head.onward.queue(tree, identity)
+    head.known.note(tree, identity, level)
+    return answer(m.Level(durability=level_of(level, head.onward, tree, identity)))
 
 
 async def delete(head: Head, call: Call) -> Answer:
@@ -115,7 +116,7 @@ async def probe(head: Head, call: Call) -> Answer:
     found = await head.store.probe(call.tree(asked.tree))
     return answer(
         m.Probed(
-            durability=found.durability,
+            durability=level_of(found.durability, head.onward, asked.tree, ""),
             exclusive=found.exclusive,
             raw_names=found.raw_names,
             case_sensitive=found.case_sensitive,

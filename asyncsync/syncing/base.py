@@ -42,7 +42,7 @@ class Receipt:
         snapshot: how the source was held still: `in place`, by checking that nothing changed; or
             by a snapshot, `reflink`, `copy` or `link`: the weakest way taken for a file of it.
         waited_s: of an upload: until the caller had control back and the source could change.
-        durability: what the commit survives: `memory`, `reduced`, `fsync` or `cloud`.
+        durability: what the commit survives; see `asyncsync.storage.Durability`.
     """
 
     location: str
