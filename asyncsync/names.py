@@ -33,11 +33,14 @@ __all__ = [
     "holder_name",
     "holder_of",
     "is_commit_file",
+    "is_group",
     "is_ours",
+    "is_part",
     "is_snapshot",
     "is_stage",
     "new_attempt",
     "parents_of",
+    "part_name",
     "parts_name",
     "path_from_json",
     "path_to_json",
@@ -70,8 +73,11 @@ _COMMIT_FILES = LAST_FILES | {
 }
 
 _RESERVED = ".asyncsync"
-_HOLDER = re.compile(r"\.(?P<name>.*)\.asyncsync-(?P<kind>tmp|trash|snap)-[0-9a-f]{32}", re.DOTALL)
-_INNER = re.compile(r"\.asyncsync-tmp-[0-9a-f]{32}")
+_HOLDER = re.compile(
+    r"\.(?P<name>.*)\.asyncsync-(?P<kind>tmp|trash|snap|group)-[0-9a-f]{32}", re.DOTALL
+)
+_INNER = re.compile(r"\.asyncsync-(?P<kind>tmp|group)-[0-9a-f]{32}")
+_PART = re.compile(r"\.asyncsync-part-[0-9a-f]{32}-[0-9]+(-attempt)?\.json")
 
 PARTS = re.compile(r"(.+)\.asyncsync-parts-([0-9a-f]{32})", re.DOTALL)
 """What `parts_name` makes, and what it was made of. No file or directory may have such a name: a
@@ -100,7 +106,10 @@ def holder_name(name: str, kind: str, attempt: str) -> str:
 
 
 def holder_of(entry: str, name: str) -> str | None:
-    """`tmp`, `trash` or `snap` if `entry` is a holder of the tree `name` beside it, else None."""
+    """What kind of holder of the tree `name` beside it `entry` is: `tmp`, `trash`, `snap`, `group`.
+
+    None if it is none.
+    """
     match = _HOLDER.fullmatch(entry)
     if match is None:
         return None
@@ -110,8 +119,14 @@ def holder_of(entry: str, name: str) -> str | None:
 
 def is_stage(entry: str) -> bool:
     """Whether a name is that of the holder in which an attempt gathers a tree."""
-    match = _HOLDER.fullmatch(entry)
-    return _INNER.fullmatch(entry) is not None or (match is not None and match["kind"] == "tmp")
+    match = _HOLDER.fullmatch(entry) or _INNER.fullmatch(entry)
+    return match is not None and match["kind"] == "tmp"
+
+
+def is_group(entry: str) -> bool:
+    """Whether a name is that of the holder in which many writers gather the parts of a tree."""
+    match = _HOLDER.fullmatch(entry) or _INNER.fullmatch(entry)
+    return match is not None and match["kind"] == "group"
 
 
 def is_snapshot(entry: str) -> bool:
@@ -125,12 +140,23 @@ def parts_name(key: str, upload_id: str) -> str:
     return f"{key}.asyncsync-parts-{upload_id}"
 
 
+def part_name(attempt: str, rank: int, *, record: bool = False) -> str:
+    """What one of many writers leaves in an object store; or its attempt record."""
+    return f".asyncsync-part-{attempt}-{rank}{'-attempt' if record else ''}.json"
+
+
+def is_part(component: str) -> bool:
+    """Whether `part_name` made a name."""
+    return _PART.fullmatch(component) is not None
+
+
 def is_ours(component: str) -> bool:
     """Whether a name is one that asyncsync itself makes: never part of anybody's tree."""
     return (
         component in (MANIFEST, ATTEMPT, ROOT_MARKER, LOCK, NEXT)
         or _INNER.fullmatch(component) is not None
         or _HOLDER.fullmatch(component) is not None
+        or is_part(component)
     )
 
 

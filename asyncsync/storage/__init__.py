@@ -5,6 +5,7 @@ find, delete. `Stores` opens the store for a location.
 """
 
 from .behaviours import Rate
+from .groups import Group
 from .objects import Capabilities, Condition, ObjectInfo, ObjectStore, Part, Upload
 from .registry import Stores, check_scheme
 from .retrying import Backoff, retry
@@ -13,6 +14,7 @@ from .trees import (
     Deleted,
     Durability,
     File,
+    Gathering,
     Glance,
     Intent,
     NewFile,
@@ -32,7 +34,9 @@ __all__ = [
     "Deleted",
     "Durability",
     "File",
+    "Gathering",
     "Glance",
+    "Group",
     "Intent",
     "NewFile",
     "ObjectInfo",

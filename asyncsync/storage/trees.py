@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from ..manifest import Header, Manifest
+from .groups import Group
 from .objects import Data
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Deleted",
     "Durability",
     "File",
+    "Gathering",
     "Glance",
     "Intent",
     "NewFile",
@@ -26,9 +28,10 @@ __all__ = [
     "TreeWriter",
 ]
 
-Durability = Literal["memory", "reduced", "fsync", "cloud"]
+Durability = Literal["memory", "reduced", "fsync", "received", "head-fsync", "cloud"]
 """What an acknowledged commit survives: the end of the process (no), a power cut perhaps (the file
-system cannot sync directories), a power cut, the loss of this machine."""
+system cannot sync directories), a power cut; the loss of this machine, and a power cut of the head
+perhaps (its file system cannot sync directories), or surely; the loss of any machine."""
 
 
 class NewFile(NamedTuple):
@@ -86,6 +89,9 @@ class Intent:
             cannot hold are refused before anything moves, and the rest is announced at once.
         keep: when it is interrupted (`is_interruption`), what was written stays, invisible, for
             the next attempt that also says `keep`. That one calls `recall` before it writes.
+        group: it is one of many writers. Its commit, with the attempt of the group, leaves a part
+            that `read_part` finds; the tree is there when `gather` has seen all parts. It writes
+            all files, in a tree of its own kind: whole, not in place.
     """
 
     attempt: str
@@ -94,6 +100,20 @@ class Intent:
     writer: str = ""
     files: Sequence[File] = ()
     keep: bool = False
+    group: Group | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathering:
+    """How far many writers have got.
+
+    Attributes:
+        missing: ranks whose part is not there, in order; none: somebody is about to commit.
+        durability: of their commit, which is there then; None: it is not.
+    """
+
+    missing: tuple[int, ...] = ()
+    durability: Durability | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +305,25 @@ class TreeStore(Protocol):
         Raises:
             ConflictError: the commit that is there is not the one expected.
             BusyError: another attempt is writing.
-            RefusedError: the place cannot hold one of `intent.files`.
+            RefusedError: the place cannot hold one of `intent.files`, or keep the writers of a
+                group apart; or the group has another size.
+        """
+        ...
+
+    async def read_part(self, tree: str, group: Group) -> Manifest:
+        """What this rank of the group has left; NotFoundError if it has left nothing."""
+        ...
+
+    async def gather(self, tree: str, intent: Intent) -> Gathering:
+        """Look whether all ranks of `intent.group` have left their parts, and commit if they have.
+
+        Shows that the group lives. Whoever asks again and again hears of the commit, whichever rank
+        made it; one that was made long ago is found as well. Nothing is kept between two calls.
+
+        Raises:
+            ConflictError: another commit is there than `intent.expect`, or a newer group has
+                superseded this one.
+            RefusedError: two parts do not fit together (`merge`); nothing was committed.
         """
         ...
 

@@ -20,6 +20,7 @@ from ..errors import quote
 from ..events import Observer, ignore
 from ..manifest import Header, Manifest
 from .behaviours import Around, Hastened, Limited, Pace, Rate, Retried, Stacked, Throttled
+from .groups import Group
 from .objects import (
     Capabilities,
     Condition,
@@ -36,6 +37,7 @@ from .trees import (
     Block,
     Deleted,
     Durability,
+    Gathering,
     Glance,
     Intent,
     NewFile,
@@ -256,6 +258,15 @@ class _Trees:
                 lambda: stack.enter_async_context(self._inner.begin(tree, intent)),
             )
             yield _Writer(writer, self._around)
+
+    async def read_part(self, tree: str, group: Group) -> Manifest:
+        what = f"read part {group.rank} of {quote(tree)}"
+        return await self._around(what, 0, lambda: self._inner.read_part(tree, group))
+
+    async def gather(self, tree: str, intent: Intent) -> Gathering:
+        return await self._around(
+            f"gather {quote(tree)}", 0, lambda: self._inner.gather(tree, intent)
+        )
 
     async def delete(
         self, tree: str, *, expect: str | None = None, uncommitted: bool = False

@@ -80,6 +80,8 @@ class TestWebHdfs(OnFiles):
 
 
 class Trees(TreeStoreContract):
+    groups = False
+
     @pytest.fixture
     def objects(self, threads: Threads) -> FsspecObjects:
         raise NotImplementedError

@@ -81,6 +81,8 @@ class TestCommittedEquipped(OverMemory):
 
 
 class TestCommittedWithoutConditions(OverMemory):
+    groups = False
+
     @pytest.fixture
     def objects(self) -> MemoryObjects:
         none = Capabilities(create_only=False, if_match=False, multipart_conditions=False)

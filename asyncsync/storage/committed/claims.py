@@ -19,15 +19,25 @@ class Claims:
     Args:
         old: what the commit lists that is replaced.
         fresh: nothing was there when the attempt began, so no name needs to be looked up.
+        also: names that others had recorded, for whom this attempt works.
 
     Attributes:
         leftover: names that an earlier attempt had recorded.
         foreign: names at which somebody else's files are.
     """
 
-    def __init__(self, place: Place, lease: Lease, *, old: frozenset[str], fresh: bool) -> None:
+    def __init__(
+        self,
+        place: Place,
+        lease: Lease,
+        *,
+        old: frozenset[str],
+        fresh: bool,
+        also: frozenset[str] = frozenset(),
+    ) -> None:
         self._place, self._lease, self._old, self._fresh = place, lease, old, fresh
-        self.leftover = lease.record.ours - old
+        self._also = also
+        self.leftover = (lease.record.ours | also) - old
         self.foreign: set[str] = set()
         self._wanted: set[str] = set()
         self._claiming = anyio.Lock()
@@ -39,7 +49,8 @@ class Claims:
     def is_ours(self, path: str) -> bool:
         """Whether this or an earlier attempt may have written there."""
         record = self._lease.record
-        return path in self._old or path in record.paths or path in record.listed
+        known = path in self._old or path in record.paths or path in record.listed
+        return known or path in self._also
 
     def is_certain(self, path: str) -> bool:
         """Whether a manifest listed it: then it is ours, whoever wrote there last."""

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from ...errors import AsyncSyncError, NotCommittedError, NotFoundError
 from ...names import ATTEMPT
 from ..trees import NewFile
+from .parts import claimed
 from .place import Place, of_tree
 from .record import read_record
 
@@ -21,6 +22,8 @@ async def visible(place: Place) -> AsyncGenerator[NewFile, None]:
     """
     held = await read_record(place)
     hidden = held.record.ours if held is not None else frozenset()
+    if held is not None and (held.record.group is not None or held.record.fenced):
+        hidden |= (await claimed(place))[0]
     if hidden:
         found = await place.manifest()
         hidden -= found.manifest.files.keys() if found is not None else frozenset()

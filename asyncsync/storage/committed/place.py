@@ -29,9 +29,9 @@ from ...errors import (
     quote,
 )
 from ...manifest import MAX_MANIFEST_BYTES, FileEntry, Header, Manifest, decode, encode, read_header
-from ...names import MANIFEST, PARTS, check_path, is_ours
+from ...names import ATTEMPT, MANIFEST, PARTS, check_path, is_ours
 from ...units import KIB, MIB
-from ..objects import Condition, Fetched, ObjectInfo, ObjectStore, Part
+from ..objects import Condition, ObjectInfo, ObjectStore, Part
 from ..trees import File
 
 __all__ = ["Found", "Place", "clash", "conflict", "of_tree"]
@@ -76,7 +76,7 @@ class Place:
         self.marks = False
         self.where = quote("/".join(filter(None, (store, name)))) or "the root of the store"
         self.prefix = f"{name}/" if name else ""
-        self.manifest_key = self.key(MANIFEST)
+        self.manifest_key, self.record_key = self.key(MANIFEST), self.key(ATTEMPT)
 
     def key(self, path: str) -> str:
         """The key of a path in the tree."""
@@ -130,22 +130,22 @@ class Place:
         """
         for _ in range(_READS):
             try:
-                first = await self.objects.get(self.manifest_key, 0, _RANGE_BYTES)
-                data = await self._whole(first)
+                info, data = await self.whole(self.manifest_key)
             except NotFoundError:
                 return None
             except PreconditionError:  # replaced between two ranges
                 continue
             with _naming(self.where):
-                return Found(await _offload(len(data), _decode, data), first.info.tag)
+                return Found(await _offload(len(data), _decode, data), info.tag)
         raise TransientError(
             f"the manifest of {self.where} cannot be read whole: {_READS} times in a row the store "
             "says that it was replaced meanwhile; try again later, and see whether something "
             "rewrites it or changes tags (If-Match) on the way"
         )
 
-    async def _whole(self, first: Fetched) -> bytearray:
-        """The manifest, of which the first range is there."""
+    async def whole(self, key: str) -> tuple[ObjectInfo, bytearray]:
+        """An object with a manifest in it. PreconditionError if it is replaced meanwhile."""
+        first = await self.objects.get(key, 0, _RANGE_BYTES)
         info, data = first.info, bytearray(first.data)
         if info.size_bytes > MAX_MANIFEST_BYTES:
             raise IntegrityError(
@@ -155,7 +155,7 @@ class Place:
         for start in range(_RANGE_BYTES, info.size_bytes, _RANGE_BYTES):
             end = start + _RANGE_BYTES
             data += (await self.objects.get(info.key, start, end, tag=info.tag)).data
-        return data
+        return info, data
 
     async def header(self) -> Header | None:
         """The header of the manifest that is there, with one request."""
@@ -241,7 +241,7 @@ class Place:
         """
         found = [u async for u in self.objects.scan_uploads(self.prefix)]
         paths = [(u, u.key[len(self.prefix) :]) for u in found]
-        mine = [u for u, path in paths if path == MANIFEST or ours(path)]
+        mine = [u for u, path in paths if u.key == self.manifest_key or ours(path)]
         await each(mine, self.objects.abort_upload)
 
     async def differing(self, entries: Sequence[FileEntry]) -> list[str]:

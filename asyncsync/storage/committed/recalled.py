@@ -41,7 +41,7 @@ class Recalled(NamedTuple):
         is_there = whole and there is not None and there.size_bytes == file.size_bytes
         if is_there and there is not None and _Token("", there.tag) in tokens.values():
             _fill(state, tokens)
-            state.published = True
+            state.published, state.tag = True, there.tag
             return state
         begun = [Upload(place.key(file.path), t.upload_id) for t in tokens.values() if t.upload_id]
         for upload in begun:

@@ -17,19 +17,33 @@ import msgspec
 from ...clock import Clock
 from ...errors import (
     BusyError,
+    ConflictError,
     FormatError,
     NotFoundError,
     PermanentError,
     PreconditionError,
     TransientError,
+    quote,
 )
 from ...manifest import MAX_MANIFEST_BYTES
 from ...names import ATTEMPT
 from ...units import MIB
+from ..groups import group_attempt
 from ..objects import Data, ObjectInfo
 from .place import Place
 
-__all__ = ["TTL_S", "Lease", "Record", "Sightings", "let_go", "read_record"]
+__all__ = [
+    "TTL_S",
+    "Lease",
+    "Record",
+    "Sightings",
+    "beat",
+    "hand_back",
+    "let_go",
+    "read_record",
+    "superseded",
+    "theirs",
+]
 
 TTL_S = 60.0
 """A record that we saw unchanged for so long, on our own monotonic clock, is abandoned."""
@@ -52,6 +66,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, rename={"version": "asyn
             of them is touched; for a delete, whatever it was told to delete.
         overwritten: files of the replaced commit that may hold other bytes than it says.
         released: the attempt has ended without finishing; anybody may take over at once.
+        group, size: the id of the writers whose parts are gathered here, and how many they are.
+            While they write, the attempt is that of their commit: the record is nobody's then.
+        fenced: attempts of groups that have been superseded, here or by who had the record before.
     """
 
     version: int = _VERSION
@@ -63,7 +80,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, rename={"version": "asyn
     listed: frozenset[str] = frozenset()
     overwritten: frozenset[str] = frozenset()
     released: bool = False
+    group: str | None = None
+    size: int = 0
+    fenced: frozenset[str] = frozenset()
     beat: int = 0
+
+    @property
+    def commits_as(self) -> str:
+        """The attempt that its commit bears."""
+        return self.attempt if self.group is None else group_attempt(self.group)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether it is that of a group whose ranks write, each under a record of its own."""
+        return self.group is not None and self.attempt == self.commits_as
 
     @property
     def ours(self) -> frozenset[str]:
@@ -101,7 +131,7 @@ async def read_record(place: Place) -> _Held | None:
     """
     for _ in range(_READS):
         try:
-            info, data = await place.objects.get(place.key(ATTEMPT), 0, _RANGE_BYTES)
+            info, data = await place.objects.get(place.record_key, 0, _RANGE_BYTES)
             data = b"".join((data, *await _rest(place, info)))
             place.marks = info.marked
         except NotFoundError:
@@ -203,6 +233,7 @@ class Lease:
             paths=wanted.paths | left.paths,
             listed=wanted.listed | left.listed,
             overwritten=wanted.overwritten | there.record.overwritten,
+            fenced=wanted.fenced | _fenced(left, wanted),
             beat=there.record.beat + 1,
         )
         tag = await _write(place, merged, there.tag)
@@ -292,7 +323,7 @@ class Lease:
     async def check(self) -> None:
         """BusyError if somebody else has taken over."""
         with suppress(NotFoundError):
-            info = await self._place.objects.head(self._place.key(ATTEMPT))
+            info = await self._place.objects.head(self._place.record_key)
             self._place.marks = info.marked
             if info.tag == self._tag:
                 return
@@ -319,27 +350,54 @@ class Lease:
                     raise _taken_over(self._place) from None
                 await _delete(self._place, there.tag)
 
+    async def hand_over(self) -> None:
+        """Leave the record to the ranks of the group. Nothing is written after that."""
+        async with self._turn:
+            self._dropped = True
+            self._tag = await _write(self._place, _gathering(self.record), self._tag)
+
 
 async def _still_theirs(place: Place, there: _Held) -> frozenset[str]:
-    """The paths of a record that was left behind, but for those at which others wrote.
+    """The paths of a record that was left behind, but for those at which others wrote."""
+    paths = there.record.paths - there.record.listed
+    return there.record.paths & there.record.listed | await theirs(place, paths, there.modified_at)
+
+
+async def theirs(place: Place, paths: frozenset[str], modified_at: float) -> frozenset[str]:
+    """Those of the `paths` that an attempt had claimed at which nobody else wrote since.
 
     An attempt shows life as long as it writes: what the store dates past the last sign of it is
     somebody else's. Both dates are the store's; where it has none, all count as theirs. So is what
     does not bear our mark, where the store keeps it.
     """
-    paths = there.record.paths - there.record.listed
     if not paths:
-        return there.record.paths
-    last = there.modified_at + TTL_S if there.modified_at else inf
+        return paths
+    last = modified_at + TTL_S if modified_at else inf
     found = {path: info async for path, info in place.scan() if path in paths}
     later = {path for path, info in found.items() if info.modified_at > last}
-    return there.record.paths - later - await place.unmarked(found.keys() - later)
+    return paths - later - await place.unmarked(found.keys() - later)
+
+
+def _fenced(left: Record, wanted: Record) -> frozenset[str]:
+    if left.group is None or left.group == wanted.group:
+        return left.fenced
+    return left.fenced | {left.commits_as}
+
+
+def _gathering(record: Record) -> Record:
+    return _change(
+        record, attempt=record.commits_as, writer="", released=False, beat=record.beat + 1
+    )
 
 
 def _check_free(place: Place, there: _Held, wanted: Record, seen: Sightings) -> None:
     record = there.record
+    if wanted.group is not None and wanted.commits_as in record.fenced:
+        raise superseded(place, wanted.group, record)
     if record.attempt == wanted.attempt or record.released:
         return
+    if wanted.group is not None and record.gathers:
+        return  # all of ours have written, or we are newer
     if record.writer and record.writer == wanted.writer:
         return  # one writer runs one sync of a target at a time: this is its own crash
     left_s = seen.left_s(place.name, there.tag)
@@ -375,7 +433,17 @@ async def _write(place: Place, record: Record, tag: str | None) -> str:
 async def _put(place: Place, record: Record, tag: str | None) -> str:
     condition = place.condition(absent=tag is None, tag=tag)
     data = _encode(record, order="sorted")
-    return (await place.objects.put(place.key(ATTEMPT), data, condition=condition)).tag
+    return (await place.objects.put(place.record_key, data, condition=condition)).tag
+
+
+def superseded(place: Place, group: str, record: Record) -> ConflictError:
+    """The error for a group whose place another attempt has taken."""
+    by = "another sync" if record.group is None else f"group {quote(record.group)}"
+    return ConflictError(
+        f"{place.where}: group {quote(group)} has been superseded by {by}; a trainer that is "
+        "restarted takes another id for its group",
+        winner="",
+    )
 
 
 def _taken_over(place: Place) -> BusyError:
@@ -387,12 +455,25 @@ async def let_go(place: Place, attempt: str) -> None:
     there = await read_record(place)
     if there is None or there.record.attempt != attempt:
         return
-    if there.record.ours or there.record.overwritten:
+    if there.record.ours or there.record.overwritten or there.record.fenced:
         free = _change(there.record, released=True, beat=there.record.beat + 1)
         await _write(place, free, there.tag)
     else:
         await _delete(place, there.tag)
 
 
+async def hand_back(place: Place, attempt: str) -> None:
+    """Leave the record to the ranks of its group, if it was perhaps taken over by `attempt`."""
+    there = await read_record(place)
+    if there is not None and there.record.attempt == attempt:
+        await _write(place, _gathering(there.record), there.tag)
+
+
+async def beat(place: Place, held: _Held) -> None:
+    """Show life for whoever the record is of; no effect if somebody else has just done so."""
+    with suppress(PreconditionError):
+        await _put(place, _change(held.record, beat=held.record.beat + 1), held.tag)
+
+
 async def _delete(place: Place, tag: str) -> None:
-    await place.objects.delete(place.key(ATTEMPT), tag=tag if place.conditional else None)
+    await place.objects.delete(place.record_key, tag=tag if place.conditional else None)

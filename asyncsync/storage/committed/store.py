@@ -24,10 +24,12 @@ from ...names import (
     holder_name,
     new_attempt,
 )
+from ..groups import Group
 from ..objects import ObjectStore
 from ..trees import (
     Deleted,
     Durability,
+    Gathering,
     Glance,
     Intent,
     NewFile,
@@ -36,11 +38,14 @@ from ..trees import (
     TreeReader,
     TreeWriter,
 )
-from .deleting import delete, remove
+from .deleting import delete
+from .entering import announced, check_expected, recover
+from .groups import Groups
 from .looking import absent, recorded, visible
-from .place import Found, Place, conflict, of_tree
+from .parts import absorb
+from .place import Place, of_tree
 from .reader import CommittedReader
-from .record import Lease, Record, Sightings, let_go, read_record
+from .record import Lease, Record, Sightings, read_record
 from .writer import CommittedWriter
 
 __all__ = ["CommittedTrees"]
@@ -83,6 +88,7 @@ class CommittedTrees:
         self._where, self._observe = where, observe
         self._conditional: bool | None = None
         self._seen = Sightings(clock)
+        self._groups = Groups(self._take, self._know, clock, self._seen, durability)
 
     async def read_manifest(self, tree: str) -> Manifest:
         place = self._place(tree)
@@ -136,9 +142,13 @@ class CommittedTrees:
     async def begin(self, tree: str, intent: Intent) -> AsyncIterator[TreeWriter]:
         place = self._place(tree)
         place.check(intent.files)
-        writer, keep = await self._enter(place, intent), False
+        keep = False
+        if intent.group is None:
+            writer = await self._enter(place, intent)
+        else:
+            writer = await self._groups.enter(place, intent, intent.group)
         try:
-            async with beside(writer.lease.keep_alive):
+            async with beside(writer.keep_alive):
                 await writer.announce(intent.files)
                 yield writer
         except BaseException as exc:
@@ -148,6 +158,13 @@ class CommittedTrees:
             if not writer.finished:
                 await quietly(lambda: writer.leave(keep=keep))
 
+    async def read_part(self, tree: str, group: Group) -> Manifest:
+        return await self._groups.read_part(self._place(tree), group)
+
+    async def gather(self, tree: str, intent: Intent) -> Gathering:
+        assert intent.group is not None, "a group gathers"
+        return await self._groups.gather(self._place(tree), intent, intent.group)
+
     async def delete(
         self, tree: str, *, expect: str | None = None, uncommitted: bool = False
     ) -> Deleted:
@@ -155,7 +172,7 @@ class CommittedTrees:
         if not uncommitted and await place.header() is None and await read_record(place) is None:
             raise await absent(place)
         record = Record(kind="delete", attempt=new_attempt())
-        async with _announced(place, record.attempt):
+        async with announced(place, record.attempt):
             lease = await self._take(place, record)
             async with beside(lease.keep_alive):  # who takes over would be deleted from, too
                 return await delete(place, lease, expect, uncommitted=uncommitted)
@@ -239,13 +256,17 @@ class CommittedTrees:
         self._conditional = works
 
     async def _take(self, place: Place, record: Record) -> Lease:
+        """Take the record, and what was left by superseded groups."""
+        lease = await self._taken(place, record)
+        if lease.record.fenced:
+            await absorb(place, lease)
+        return lease
+
+    async def _taken(self, place: Place, record: Record) -> Lease:
         """Take the record; whoever does so first finds out whether conditions work."""
-        if self._objects.capabilities.assured or not self._declared:
-            self._learn(self._declared)
-        elif self._conditional is None and await read_record(place) is not None:
-            await self._prove(place)  # taking over relies on them
+        if self._is_known or await read_record(place) is not None:
+            await self._know(place)  # taking over relies on them
         if self._conditional is not None:
-            place.conditional = self._conditional
             return await Lease.take(place, record, self._clock, self._seen)
         lease, works = await self._try(place, record)
         self._learn(works)
@@ -264,23 +285,36 @@ class CommittedTrees:
         works = place.conditional = await lease.conditions_work()
         return lease, works
 
+    @property
+    def _is_known(self) -> bool:
+        known = self._objects.capabilities.assured or not self._declared
+        return known or self._conditional is not None
+
+    async def _know(self, place: Place) -> None:
+        """Find out whether conditions work, unless it is known."""
+        if self._objects.capabilities.assured or not self._declared:
+            self._learn(self._declared)
+        elif self._conditional is None:
+            await self._prove(place)
+        place.conditional = bool(self._conditional)
+
     async def _prove(self, place: Place) -> None:
         """Find out whether conditions work, beside the tree, where nobody else writes."""
         attempt = new_attempt()
         aside = Place(self._objects, place.key(holder_name("", "tmp", attempt)), conditional=True)
         record = Record(kind="write", attempt=attempt)
-        async with _announced(aside, attempt):
+        async with announced(aside, attempt):
             lease, place.conditional = await self._try(aside, record)
             await lease.drop()
         self._learn(place.conditional)
 
     async def _enter(self, place: Place, intent: Intent) -> CommittedWriter:
         record = Record(kind="write", attempt=intent.attempt, writer=intent.writer)
-        async with _announced(place, intent.attempt):
+        async with announced(place, intent.attempt):
             lease = await self._take(place, record)
             old = await place.manifest()
-            await _recover(place, lease, old)
-            _check_expected(place, lease, old, intent.expect)
+            await recover(place, lease, old)
+            check_expected(place, lease, old, intent.expect)
             return CommittedWriter(
                 place,
                 lease,
@@ -289,43 +323,3 @@ class CommittedTrees:
                 fresh=old is None and lease.inherited is None and await place.is_empty(),
                 durability=self._durability,
             )
-
-
-@asynccontextmanager
-async def _announced(place: Place, attempt: str) -> AsyncIterator[None]:
-    """Give the record up when the block fails, written or not."""
-    try:
-        yield
-    except BaseException:
-        await quietly(lambda: let_go(place, attempt))
-        raise
-
-
-async def _recover(place: Place, lease: Lease, old: Found | None) -> None:
-    """Settle what the attempt that was taken over leaves open.
-
-    A delete whose manifest is still there has deleted nothing, and is forgotten; else it is
-    finished. What a committed attempt overwrote is as its manifest says.
-    """
-    left = lease.inherited
-    if left is None:
-        return
-    if left.kind == "delete":
-        if old is None:
-            await remove(place, left.ours)
-        lease.inherited = None
-        await lease.update(paths=(), listed=(), overwritten=())
-    elif old is not None and old.manifest.header.attempt == left.attempt:
-        await lease.update(overwritten=())
-
-
-def _check_expected(place: Place, lease: Lease, old: Found | None, expect: str | None) -> None:
-    """ConflictError unless the commit that is there is the one expected.
-
-    The expected one may have been deleted by an attempt to replace it that crashed.
-    """
-    there = old.manifest.identity if old else None
-    left = lease.inherited
-    was_replacing = old is None and left is not None and left.replaces == expect
-    if there != expect and not was_replacing:
-        raise conflict(place, old)

@@ -52,6 +52,7 @@ class CommittedWriter:
         lease: the attempt record, held.
         old: the commit that is replaced.
         fresh: nothing was there when the attempt began, so no name needs to be looked up.
+        also: names that those had recorded for whom this attempt works.
     """
 
     def __init__(
@@ -63,11 +64,12 @@ class CommittedWriter:
         old: Found | None,
         fresh: bool,
         durability: Durability,
+        also: frozenset[str] = frozenset(),
     ) -> None:
         self._place, self.lease, self._intent = place, lease, intent
         self._old, self._durability = old, durability
         self._old_paths = frozenset(old.manifest.files) if old else frozenset()
-        self._claims = Claims(place, lease, old=self._old_paths, fresh=fresh)
+        self._claims = Claims(place, lease, old=self._old_paths, fresh=fresh, also=also)
         self._leftover = self._claims.leftover
         self._absent: set[str] = set()  # of what was left, when it was recalled
         self._sent: dict[str, int] = {}  # written whole at once: the bytes of each, or -1: perhaps
@@ -76,6 +78,10 @@ class CommittedWriter:
         self._publishing: Manifest | None = None
         self._uploading: set[str] = set()
         self._unlisted = self._announced = self._visible = self.finished = False
+
+    async def keep_alive(self) -> None:
+        """Show life from time to time. Never returns; raises when somebody has taken over."""
+        await self.lease.keep_alive()
 
     # -- going on where an interrupted attempt was
 
@@ -127,7 +133,7 @@ class CommittedWriter:
 
     async def finish(self, file: NewFile) -> str:
         state = self._files.get(file.path)
-        if state is not None and state.whole and self._old is None:
+        if state is not None and state.whole and not self._waits(file.path):
             await self._publish_file(state)
             return state.token(len(state.sizes))
         return ""
@@ -137,7 +143,7 @@ class CommittedWriter:
             self._place.check([file])
             await self._claims.add([file.path])
         foreign = file.path in self._claims.foreign
-        if self._old is None and file.size_bytes <= CHUNK_BYTES and not foreign:
+        if not self._waits(file.path) and file.size_bytes <= CHUNK_BYTES and not foreign:
             tag = await self._put(file.path, data)
             self._sent[file.path] = len(data)
             self._files.pop(file.path, None)  # an upload of it that was lost
@@ -154,14 +160,23 @@ class CommittedWriter:
             state.sizes[number] = 0
         return state.token(number)
 
-    async def _compare(self, file: NewFile, offset: int, data: Data) -> None:
-        """A file that is not ours has the name: it may stay when it holds the very same bytes."""
+    def _waits(self, path: str) -> bool:
+        """Whether a file stays invisible, in an upload, until the commit."""
+        return self._old is not None
+
+    async def _compare(self, file: NewFile, offset: int, data: Data) -> str:
+        """A file that is not ours has the name: it may stay when it holds the very same bytes.
+
+        Returns:
+            Its tag.
+        """
         end = offset + len(data)
         # One byte more than listed shows an object that is longer.
         end += end == file.size_bytes
         found = await self._place.objects.get(self._place.key(file.path), offset, end)
         if found.data != data:
             raise clash(self._place, file.path)
+        return found.info.tag
 
     # -- publishing single files
 
@@ -372,7 +387,7 @@ class CommittedWriter:
         It is acknowledged to nobody, and its files are ours by now.
         """
         left, old = self.lease.inherited, self._old
-        is_theirs = left is not None and left.attempt == there.manifest.header.attempt
+        is_theirs = left is not None and left.commits_as == there.manifest.header.attempt
         return is_theirs and (old is None or old.tag != there.tag)
 
     async def _expect(self, over: Found | None) -> None:
@@ -389,8 +404,11 @@ class CommittedWriter:
             await self.lease.check()
             await self._place.delete(stale)
         await self._abort_uploads()
-        await self.lease.drop()
+        await self._conclude()
         self.finished = True
+
+    async def _conclude(self) -> None:
+        await self.lease.drop()
 
     async def _abort_uploads(self) -> None:
         if self._uploading or self.lease.inherited is not None:

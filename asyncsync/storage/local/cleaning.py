@@ -1,4 +1,4 @@
-"""Removing stages of interrupted attempts that nobody has gone on with."""
+"""Removing what interrupted attempts and groups have left and nobody has gone on with."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import time
 from contextlib import suppress
 
 from ...errors import BusyError, quote
-from ...names import LOCK, is_ours, is_stage
+from ...names import LOCK, holder_of, is_group, is_ours, is_stage
 from .fs import opened, remove_if_empty, remove_tree
+from .group import abandon_groups
 from .locks import Lock
 from .place import real_path
 from .trash import TREE, holders
@@ -18,7 +19,7 @@ __all__ = ["clean"]
 
 
 def clean(base: str, tree: str, older_than_s: float) -> list[str]:
-    """Remove the stages at and below `tree` that are that old; their paths."""
+    """Remove the stages and groups at and below `tree` that are that old; their paths."""
     before_ns = time.time_ns() - int(older_than_s * 1e9)
     path = real_path(base, tree)
     above, name = os.path.split(path)
@@ -28,13 +29,17 @@ def clean(base: str, tree: str, older_than_s: float) -> list[str]:
         try:
             beside = [entry for entry, kind in holders(parent, name) if kind == "tmp"]
             removed += [f"{above}/{e}" for e in beside if _remove(parent, e, before_ns)]
+            groups = [e for e in os.listdir(parent) if holder_of(e, name) == "group"]
+            removed += [f"{above}/{e}" for e in abandon_groups(parent, groups, before_ns)]
         finally:
             os.close(parent)
     with suppress(FileNotFoundError):
         for directory, folders, _, fd in os.fwalk(path):
             stages = [name for name in folders if is_stage(name)]
+            groups = [name for name in folders if is_group(name)]
             folders[:] = [name for name in folders if not is_ours(name)]
             removed += [f"{directory}/{e}" for e in stages if _remove(fd, e, before_ns)]
+            removed += [f"{directory}/{e}" for e in abandon_groups(fd, groups, before_ns)]
     return removed
 
 

@@ -22,11 +22,13 @@ from ...errors import (
 )
 from ...manifest import Header, Manifest
 from ...names import LOCK, NEXT, is_ours
+from ..groups import Group
 from ..objects import Data
 from ..trees import (
     Block,
     Deleted,
     Durability,
+    Gathering,
     Glance,
     Intent,
     NewFile,
@@ -43,6 +45,7 @@ from .fs import (
     DIRECTORY,
     fsync_directory,
 )
+from .group import PartAttempt, gather, read_part
 from .locks import Lock
 from .manifests import current, current_header, tag_of, trees
 from .marking import mark_root
@@ -103,11 +106,10 @@ class LocalTrees:
     @asynccontextmanager
     async def begin(self, tree: str, intent: Intent) -> AsyncIterator[TreeWriter]:
         attempts: list[Attempt] = []
+        kind = Attempt if intent.group is None else PartAttempt
         try:
             await self._run(
-                "target",
-                tree,
-                lambda: attempts.append(Attempt(Place(self._root, tree), intent)),
+                "target", tree, lambda: attempts.append(kind(Place(self._root, tree), intent))
             )
             yield _Writer(
                 attempts[0], lambda function, *args: self._run("target", tree, function, *args)
@@ -120,6 +122,15 @@ class LocalTrees:
             with anyio.CancelScope(shield=True):
                 for attempt in attempts:
                     await self._threads.run(attempt.close)
+
+    async def read_part(self, tree: str, group: Group) -> Manifest:
+        return await self._run("target", tree, read_part, self._root, tree, group)
+
+    async def gather(self, tree: str, intent: Intent) -> Gathering:
+        def confirm() -> Durability:
+            return _confirm(self._root, tree)
+
+        return await self._run("target", tree, gather, self._root, tree, intent, confirm)
 
     async def delete(
         self, tree: str, *, expect: str | None = None, uncommitted: bool = False

@@ -120,10 +120,11 @@ def _remove_own_directory(root: int, name: str) -> None:
 def holders(parent: int, name: str) -> list[tuple[str, str]]:
     """(entry, kind) of the holders of versions of tree `name` in the open directory `parent`.
 
-    Snapshots are none: they hold what is a source, and who takes them sweeps them.
+    Snapshots are none: they hold what is a source, and who takes them sweeps them. Groups are
+    none: what is in them outlives the processes that write there.
     """
     kinds = ((entry, holder_of(entry, name)) for entry in sorted(os.listdir(parent)))
-    return [(entry, kind) for entry, kind in kinds if kind and kind != "snap"]
+    return [(entry, kind) for entry, kind in kinds if kind in ("tmp", "trash")]
 
 
 def bury(
