@@ -76,7 +76,8 @@ def fault_of(error: AsyncSyncError, hide: str = "") -> tuple[int, Fault]:
         kind = PermanentError
     message = str(error)
     if hide:
-        message = message.replace(f"{hide.rstrip('/')}/", "").replace(hide, "the root")
+        root = hide.rstrip("/")
+        message = message.replace(f"{root}/", "").replace(root, "the root")
     return _STATUS[kind], Fault(
         kind=kind.__name__,
         message=message,
