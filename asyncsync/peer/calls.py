@@ -10,10 +10,11 @@ from aiohttp import web
 
 from ..clock import Clock
 from ..concurrency import ByteBudget, Threads
-from ..errors import FormatError
-from ..manifest import MAX_FILE_BYTES
+from ..errors import ConfigError, FormatError
+from ..manifest import MAX_FILE_BYTES, Manifest, encode
 from ..names import check_path
-from ..storage import Durability, NewFile, TreeStore
+from ..storage import Durability, Group, NewFile, TreeStore
+from ..units import MIB
 from ..wire import messages as m
 from ..wire.claims import Claims
 from ..wire.limits import Limits
@@ -31,7 +32,9 @@ __all__ = [
     "Head",
     "Known",
     "answer",
+    "group_of",
     "listed",
+    "manifest_window",
     "message",
     "new_file",
     "texts",
@@ -41,6 +44,7 @@ T = TypeVar("T")
 S = TypeVar("S", bound=Session)
 
 _KNOWN = 10_000
+_WINDOW_BYTES = 32 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,3 +152,17 @@ def new_file(line: m.FileLine) -> NewFile:
 
 def texts(paths: Iterable[str]) -> list[m.Text]:
     return [m.text_of(path) for path in paths]
+
+
+def group_of(member: m.Member) -> Group:
+    """A writer of a group, as it was sent. FormatError: it makes no sense."""
+    try:
+        return Group(id=member.id, rank=member.rank, size=member.size)
+    except ConfigError as exc:
+        raise FormatError(str(exc)) from None
+
+
+async def manifest_window(head: Head, found: Manifest, start: int) -> Answer:
+    """As much of the text of a manifest, from there on, as goes into one answer."""
+    text = await head.threads.run(lambda: b"".join(encode(found)))
+    return Answer(text[start : start + _WINDOW_BYTES], headers={m.TOTAL: str(len(text))})

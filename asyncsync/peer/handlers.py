@@ -20,6 +20,8 @@ HANDLERS: dict[str, Handler] = {
     "clean": tree_calls.clean,
     "mark": tree_calls.mark,
     "probe": tree_calls.probe,
+    "part": push_calls.part,
+    "gather": push_calls.gather,
     "open": read_calls.open_,
     "read": read_calls.read,
     "read_many": read_calls.read_many,

@@ -15,11 +15,22 @@ from ..units import KIB, MIB
 from ..wire import messages as m
 from ..wire.limits import Limits
 from .bodies import length_of, split_lines
-from .calls import Answer, Call, Head, answer, message, new_file
+from .calls import Answer, Call, Head, answer, group_of, manifest_window, message, new_file
 from .onward import level_of
 from .sessions import Push
 
-__all__ = ["begin", "commit", "discard", "leave", "plan", "recall", "write", "write_many"]
+__all__ = [
+    "begin",
+    "commit",
+    "discard",
+    "gather",
+    "leave",
+    "part",
+    "plan",
+    "recall",
+    "write",
+    "write_many",
+]
 
 _OFFSET = re.compile(r"0|[1-9][0-9]{0,18}")
 _MAX_LINE_BYTES = 4 * MIB
@@ -36,6 +47,7 @@ async def begin(head: Head, call: Call) -> Answer:
         writer=asked.writer,
         files=planned,
         keep=asked.keep,
+        group=None if asked.group is None else group_of(asked.group),
     )
     push = Push(tree, call.claims.id, head.clock, intent, planned)
     await head.pushes.fence(lambda other: _gives_way(other, push, head.limits))
@@ -49,6 +61,9 @@ def _gives_way(other: Push, to: Push, limits: Limits) -> bool:
     """Whether an attempt is over because another begins."""
     if other.tree != to.tree or other.requests:
         return False
+    mine, theirs = to.intent.group, other.intent.group
+    if mine and theirs and mine.attempt == theirs.attempt and mine.rank != theirs.rank:
+        return False  # they write one tree together
     same = other.owner == to.owner and other.intent.writer == to.intent.writer != ""
     return same or other.idle_s() >= limits.body_idle_s
 
@@ -178,10 +193,36 @@ async def commit(head: Head, call: Call) -> Answer:
             text = await head.bodies.whole(call.request, length)
             whole = await head.threads.run(lambda: decode(text.splitlines(keepends=True)))
         durability = await push.commit(whole)
-    await head.onward.queue(push.tree, whole.identity)
-    head.known.note(push.tree, whole.identity, durability)
+    if push.intent.group is None:  # else it is a part, which nobody sees yet
+        await head.onward.queue(push.tree, whole.identity)
+        head.known.note(push.tree, whole.identity, durability)
     level = level_of(durability, head.onward, push.tree, whole.identity)
     return answer(m.Receipt(identity=whole.identity, durability=level))
+
+
+async def part(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.PartWindow)
+    left = await head.store.read_part(call.tree(asked.tree), group_of(asked.group))
+    return await manifest_window(head, left, asked.start)
+
+
+async def gather(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.Gather)
+    tree = call.tree(asked.tree)
+    intent = Intent(
+        attempt=asked.attempt,
+        expect=asked.expect,
+        writer=asked.writer,
+        group=group_of(asked.group),
+    )
+    found = await head.store.gather(tree, intent)
+    if found.durability is None:
+        return answer(m.Gathered(missing=list(found.missing)))
+    identity = (await head.store.read_header(tree)).identity
+    await head.onward.queue(tree, identity)
+    head.known.note(tree, identity, found.durability)
+    level = level_of(found.durability, head.onward, tree, identity)
+    return answer(m.Gathered(missing=[], durability=level))
 
 
 async def leave(head: Head, call: Call) -> Answer:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from ..manifest import Manifest, encode
-from ..units import MIB
 from ..wire import messages as m
-from .calls import Answer, Call, Head, answer, listed, message, texts
+from .calls import Answer, Call, Head, answer, listed, manifest_window, message, texts
 from .onward import level_of
 
 __all__ = [
@@ -22,8 +20,6 @@ __all__ = [
     "mark",
     "probe",
 ]
-
-_WINDOW_BYTES = 32 * MIB
 
 
 async def hello(head: Head, call: Call) -> Answer:
@@ -48,15 +44,11 @@ async def manifest(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.Window)
     tree = call.tree(asked.tree)
     found = await head.store.read_manifest(tree)
-    text = await head.threads.run(_text, found)
-    headers = {m.TOTAL: str(len(text))}
+    answered = await manifest_window(head, found, asked.start)
     if (level := head.known.level(tree, found.identity)) is not None:
-        headers[m.DURABILITY] = level_of(level, head.onward, tree, found.identity)
-    return Answer(text[asked.start : asked.start + _WINDOW_BYTES], headers=headers)
-
-
-def _text(found: Manifest) -> bytes:
-    return b"".join(encode(found))
+        said = level_of(level, head.onward, tree, found.identity)
+        return answered._replace(headers={**answered.headers, m.DURABILITY: said})
+    return answered
 
 
 async def header(head: Head, call: Call) -> Answer:

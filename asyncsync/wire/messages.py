@@ -32,6 +32,8 @@ __all__ = [
     "Deletion",
     "Fault",
     "FileLine",
+    "Gather",
+    "Gathered",
     "Held",
     "HeldLine",
     "Hello",
@@ -39,9 +41,11 @@ __all__ = [
     "Level",
     "Mark",
     "Marked",
+    "Member",
     "Need",
     "Open",
     "Opened",
+    "PartWindow",
     "Planned",
     "Probed",
     "Receipt",
@@ -111,6 +115,8 @@ ROUTES: dict[str, Route] = {
     "clean": Route("POST", "/clean", ("delete",), changes=True),
     "mark": Route("POST", "/mark", ("push",), changes=True),
     "probe": Route("POST", "/probe", ("push", "list"), changes=True),
+    "part": Route("POST", "/part", ("push",)),
+    "gather": Route("POST", "/gather", ("push",), changes=True),
     "open": Route("POST", "/reads", ("pull",)),
     "read": Route("GET", "/reads/{session}/blobs/{blob}", ("pull",)),
     "read_many": Route("POST", "/reads/{session}/batch", ("pull",)),
@@ -171,6 +177,14 @@ class Open(TreeName, kw_only=True):
     identity: str | None = None
 
 
+class Member(Message, kw_only=True):
+    """One writer of a group; see `Group`."""
+
+    id: str
+    rank: int
+    size: int
+
+
 class Begin(TreeName, kw_only=True):
     """The first line of a plan; the files follow, a `FileLine` each. See `Intent`."""
 
@@ -179,6 +193,22 @@ class Begin(TreeName, kw_only=True):
     in_place: bool = False
     writer: str = ""
     keep: bool = False
+    group: Member | None = None
+
+
+class PartWindow(Window, kw_only=True):
+    """A request for what one writer of a group has left, as for a manifest."""
+
+    group: Member
+
+
+class Gather(TreeName, kw_only=True):
+    """See `TreeStore.gather`."""
+
+    attempt: str
+    expect: str | None = None
+    writer: str = ""
+    group: Member
 
 
 class Blobs(Message, kw_only=True):
@@ -262,6 +292,13 @@ class Held(Message, kw_only=True):
     """Which chunks are there, by the number of their file; what is not named is not."""
 
     held: list[tuple[int, list[int]]]
+
+
+class Gathered(Message, kw_only=True):
+    """See `Gathering`."""
+
+    missing: list[int]
+    durability: str | None = None
 
 
 class Receipt(Message, kw_only=True):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from ...concurrency import Threads, quietly
 from ...errors import PermanentError, is_interruption, quote
-from ...manifest import Header, Manifest, decode
+from ...manifest import MAX_MANIFEST_BYTES, Header, Manifest, decode
 from ...wire import messages as m
+from ..groups import Group
 from ..trees import (
     Deleted,
     Durability,
+    Gathering,
     Glance,
     Intent,
     NewFile,
@@ -22,7 +24,7 @@ from ..trees import (
 )
 from .link import Link
 from .reader import Reader
-from .values import durability_of, file_of, length_of
+from .values import durability_of, file_of, length_of, member_of
 from .writer import Writer
 
 __all__ = ["PeerTrees", "open_trees"]
@@ -50,22 +52,30 @@ class PeerTrees:
     async def read_manifest(self, tree: str) -> Manifest:
         what = f"read the manifest of {self._at(tree)}"
         self._confirmed.pop(tree, None)
-        text, total, level = bytearray(), 1, None
-        while len(text) < total:
-            asked = m.Window(tree=tree, start=len(text))
-            answer = await self._link.ask("manifest", asked, what=what)
-            total = length_of(answer.headers.get(m.TOTAL), what)
-            if not answer.body:
-                raise PermanentError(f"{what}: the head sends nothing more; try again")
-            if not text:
-                level = answer.headers.get(m.DURABILITY)
-            text += answer.body
-        found = await self._threads.run(lambda: decode(bytes(text).splitlines(keepends=True)))
+        found, level = await self._manifest(
+            "manifest", lambda start: m.Window(tree=tree, start=start), what
+        )
         if level is not None:
             self._confirmed[tree] = durability_of(level, what)
             if len(self._confirmed) > _REMEMBERED:
                 del self._confirmed[next(iter(self._confirmed))]
         return found
+
+    async def _manifest(
+        self, name: str, asked: Callable[[int], m.Window], what: str
+    ) -> tuple[Manifest, str | None]:
+        """A manifest, window by window, and what its commit survives if that was said."""
+        text, total, level = bytearray(), 1, None
+        while len(text) < total:
+            answer = await self._link.ask(name, asked(len(text)), what=what)
+            total = length_of(answer.headers.get(m.TOTAL), what)
+            if not answer.body or total > MAX_MANIFEST_BYTES:
+                raise PermanentError(f"{what}: the head sends no end, or too much; upgrade it")
+            if not text:
+                level = answer.headers.get(m.DURABILITY)
+            text += answer.body
+        lines = bytes(text).splitlines(keepends=True)
+        return await self._threads.run(decode, lines), level
 
     async def read_header(self, tree: str) -> Header:
         what = f"read the header of {self._at(tree)}"
@@ -108,6 +118,28 @@ class PeerTrees:
             await quietly(lambda: writer.end(keep=keep))
             raise
         await quietly(lambda: writer.end(keep=False))
+
+    async def read_part(self, tree: str, group: Group) -> Manifest:
+        what = f"read the part of rank {group.rank} at {self._at(tree)}"
+        member = member_of(group)
+        found, _ = await self._manifest(
+            "part", lambda start: m.PartWindow(tree=tree, start=start, group=member), what
+        )
+        return found
+
+    async def gather(self, tree: str, intent: Intent) -> Gathering:
+        assert intent.group is not None, "a group is what is gathered"
+        what = f"gather the parts at {self._at(tree)}"
+        asked = m.Gather(
+            tree=tree,
+            attempt=intent.attempt,
+            expect=intent.expect,
+            writer=intent.writer,
+            group=member_of(intent.group),
+        )
+        said = await self._link.told(m.Gathered, "gather", asked, what=what)
+        level = None if said.durability is None else durability_of(said.durability, what)
+        return Gathering(missing=tuple(said.missing), durability=level)
 
     async def delete(
         self, tree: str, *, expect: str | None = None, uncommitted: bool = False

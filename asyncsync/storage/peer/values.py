@@ -9,10 +9,11 @@ from typing import TypeVar, cast, get_args
 from ...errors import PermanentError, quote
 from ...units import MIB
 from ...wire import messages as m
+from ..groups import Group
 from ..http import Answer
 from ..trees import Durability, File, NewFile
 
-__all__ = ["batches", "durability_of", "file_of", "length_of", "line_of", "range_of"]
+__all__ = ["batches", "durability_of", "file_of", "length_of", "line_of", "member_of", "range_of"]
 
 T = TypeVar("T")
 
@@ -49,6 +50,11 @@ def file_of(line: m.FileLine) -> NewFile:
 def line_of(file: File) -> m.FileLine:
     """A file, for a plan."""
     return m.FileLine(m.text_of(file.path), file.size_bytes, file.mode & 0o777, file.mtime_ns)
+
+
+def member_of(group: Group) -> m.Member:
+    """A writer of a group, as it is sent."""
+    return m.Member(id=group.id, rank=group.rank, size=group.size)
 
 
 def length_of(text: str | None, what: str) -> int:

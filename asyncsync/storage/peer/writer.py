@@ -15,7 +15,7 @@ from ...wire.failures import GoneError
 from ..objects import Data
 from ..trees import Block, Durability, File, Intent, NewFile, Stored
 from .link import Link
-from .values import batches, durability_of, line_of
+from .values import batches, durability_of, line_of, member_of
 
 __all__ = ["Writer"]
 
@@ -51,6 +51,7 @@ class Writer:
             in_place=intent.in_place,
             writer=intent.writer,
             keep=intent.keep,
+            group=None if intent.group is None else member_of(intent.group),
         )
         plan = b"".join(m.lines_of([first, *map(line_of, self._files)]))
         what = f"begin to write {self._where}"
