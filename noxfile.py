@@ -123,8 +123,8 @@ def bench(session: nox.Session) -> None:
 
 def install_system_peers(session: nox.Session) -> None:
     """Install the peers that are no Python packages, where that is allowed."""
-    needed = ["nginx-light", "rsync"]
-    if all(shutil.which(name, path=SYSTEM_PATH) for name in ("nginx", "rsync")):
+    needed = ["nginx-light", "rsync", "openssh-server", "openssh-client"]
+    if all(shutil.which(name, path=SYSTEM_PATH) for name in ("nginx", "rsync", "sshd", "ssh")):
         return
     if shutil.which("apt-get") is None or os.getuid() != 0:
         session.log(f"{' and '.join(needed)} are not installed; what needs them is skipped")

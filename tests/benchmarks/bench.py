@@ -15,6 +15,7 @@ from tests.servers import Server
 
 from . import peers, servers
 from .measure import Sample, Verdict, alternate, judge, medians, run
+from .nodes import NODES, Node, is_missing
 from .rows import Case, Row
 from .work import TREES, Job, Tree, check
 
@@ -52,6 +53,7 @@ class Bench:
         self._folder, self._disk, self._divisor = folder, disk, divisor
         self._servers = {"rclone": stack.enter_context(servers.rclone(folder / "rclone"))}
         self._buckets: dict[tuple[str, str], str] = {}  # by server and tree
+        self._stack, self._nodes = stack, dict[tuple[str, bool], Node]()
         if servers.has_nginx():
             self._servers["nginx"] = stack.enter_context(servers.nginx(folder / "nginx"))
 
@@ -80,6 +82,8 @@ class Bench:
     def _reason(self, case: Case) -> str:
         if peers.missing(case.tool):
             return "not installed"
+        if case.server in NODES:
+            return f"{case.server} is not installed" if is_missing(case.server) else ""
         if case.server and case.server not in self._servers:
             return f"{case.server} is not installed"
         return ""
@@ -97,6 +101,8 @@ class Bench:
             if not case.server:
                 job = Job(action=case.action, local=str(source), url=str(target), bucket="")
                 return self._run(case, job, tree, target if case.tool == "rsync" else None)
+            if case.server in NODES:
+                return self._to_node(stack, case, tree, source)
             server = self._servers[case.server]
             if case.action == "up":
                 bucket = server.bucket()
@@ -107,6 +113,41 @@ class Bench:
                 server = stack.enter_context(servers.stalling(server, case.stalls_after))
             job = self._job(case, server, bucket, target if case.action == "down" else source)
             return self._run(case, job, tree, self._arrives(case, job))
+
+    def _node(self, case: Case) -> Node:
+        place = (case.server, case.to_disk)
+        if place not in self._nodes:
+            base = self._disk if case.to_disk else self._folder
+            folder = base / f"node-{len(self._nodes)}"
+            folder.mkdir()
+            self._nodes[place] = self._stack.enter_context(NODES[case.server](folder))
+        return self._nodes[place]
+
+    def _to_node(self, stack: ExitStack, case: Case, tree: Tree, source: Path) -> Sample:
+        node = self._node(case)
+        bucket = node.bucket()
+        stack.callback(shutil.rmtree, node.files / bucket, ignore_errors=True)
+        job = Job(
+            action=case.action,
+            local=str(source),
+            url=node.url,
+            bucket=bucket,
+            isolation=case.isolation,
+        )
+        environ = {**self._environ(case, job), **node.environ}
+        if case.action in ("sync", "one byte"):
+            run(peers.command(case.tool, job), environ, folder=self._folder)
+        if case.action == "one byte":
+            changed = next(source.rglob("*.bin"))
+            with changed.open("r+b") as file:
+                file.seek(changed.stat().st_size // 2)
+                file.write(os.urandom(1))
+        node.fared()
+        sample = dict(run(peers.command(case.tool, job), environ, folder=self._folder))
+        sample |= node.fared()
+        if case.tool != "64 clients":
+            check(tree, node.files / bucket / job.key, by=case.tool)
+        return sample
 
     def _job(self, case: Case, server: Server, bucket: str, local: Path) -> Job:
         return Job(
@@ -145,7 +186,7 @@ class Bench:
         """Only what a tool needs: no settings of the caller's own get in."""
         environ = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         environ |= {"HOME": str(self._folder), "PYTHONPATH": _path()}
-        if case.server:
+        if case.server in self._servers:
             environ |= {**self._servers[case.server].environ, "AWS_ENDPOINT_URL": job.url}
         if case.threads is not None:
             names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")

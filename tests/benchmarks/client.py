@@ -14,13 +14,14 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
 import uvloop
 
 from .measure import pss_bytes
 from .trainer import Lag, Trainer
-from .work import Job
+from .work import MIB, Job
 
 if TYPE_CHECKING:
     from asyncsync.syncing import Isolation
@@ -34,13 +35,17 @@ _IMPORTS = {
     "aiobotocore": ("aiobotocore.session",),
     "s3fs": ("s3fs",),
     "scheduler": ("asyncsync.scheduling",),
+    "64 clients": (),
 }
+_PEER_IMPORTS = ("asyncsync.storage.peer", "asyncsync.syncing")
+_PROGRAMS, _CLIENTS = 4, 16
 
 
-async def _asyncsync(job: Job) -> None:
+async def _asyncsync(job: Job) -> dict[str, float] | None:
     from asyncsync import DeadlineError, StorageSyncer
 
-    there = f"s3://{job.bucket}/{job.key}"
+    s3 = f"s3://{job.bucket}/{job.key}"
+    there = f"{job.url}/{job.bucket}/{job.key}" if job.url.startswith("peer") else s3
     isolation = cast("Isolation", job.isolation)
     async with StorageSyncer(
         isolation=isolation, bwlimit=job.bwlimit, sync_timeout=job.timeout_s
@@ -49,10 +54,13 @@ async def _asyncsync(job: Job) -> None:
             if job.action == "down":
                 await syncer.sync_down(there, job.local)
             else:
-                await syncer.sync_up(job.local, there)
+                again = job.action == "one byte"
+                receipt = await syncer.sync_up(job.local, there, replace=again)
+                return {"sent_files": receipt.sent_files, "sent_bytes": receipt.sent_bytes}
         except DeadlineError:
             if job.timeout_s is None:
                 raise
+    return None
 
 
 async def _obstore(job: Job) -> None:
@@ -84,6 +92,48 @@ async def _aiobotocore(job: Job) -> None:
         await move(job, objects)
 
 
+async def _many_clients(job: Job) -> dict[str, float]:
+    """Four programs of 16 clients each, who all push a tree of their own at the same time."""
+    code = "import sys; from tests.benchmarks.client import crowd; crowd(sys.argv[1], sys.argv[2])"
+    started = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, json.dumps(asdict(job)), str(number),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )
+        for number in range(_PROGRAMS)
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdout is not None
+        await process.stdout.readline()  # it is ready
+    told = await asyncio.gather(*(process.communicate(b"go\n") for process in started))
+    took = sorted(second for out, _ in told for second in json.loads(out))
+    assert len(took) == _PROGRAMS * _CLIENTS, "one of the programs has failed"
+    return {"slowest_ratio": took[-1] / took[len(took) // 2]}
+
+
+def crowd(text: str, number: str) -> None:
+    """One of those programs: says when it is ready, waits for a line, and says how long each took.
+
+    A client is asyncsync with connections of its own.
+    """
+    job = Job(**json.loads(text))
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+    async def one(client: int) -> float:
+        from asyncsync import StorageSyncer
+
+        began = time.perf_counter()
+        async with StorageSyncer(isolation="loop", memory_bytes=32 * MIB) as syncer:
+            await syncer.sync_up(job.local, f"{job.url}/{job.bucket}/tree-{number}-{client}")
+        return time.perf_counter() - began
+
+    async def all_of_them() -> list[float]:
+        return await asyncio.gather(*map(one, range(_CLIENTS)))
+
+    print(json.dumps(uvloop.run(all_of_them())))
+
+
 async def _scheduler(job: Job) -> dict[str, float]:
     from .schedule import schedule
 
@@ -98,6 +148,7 @@ CLIENTS: dict[str, Callable[[Job], Awaitable[dict[str, float] | None]]] = {
     "aiobotocore": _aiobotocore,
     "s3fs": _s3fs,
     "scheduler": _scheduler,
+    "64 clients": _many_clients,
 }
 
 
@@ -125,7 +176,7 @@ async def measure(name: str, job: Job) -> dict[str, float]:
 
 def main() -> None:
     name, job = sys.argv[1], Job(**json.loads(sys.argv[2]))
-    for module in _IMPORTS[name]:
+    for module in _IMPORTS[name] if not job.url.startswith("peer") else _PEER_IMPORTS:
         importlib.import_module(module)
     with contextlib.closing(uvloop.new_event_loop()) as loop:
         try:

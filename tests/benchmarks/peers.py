@@ -51,8 +51,16 @@ def _awscli(job: Job) -> list[str]:
 
 
 def _rsync(job: Job) -> list[str]:
-    """Between two directories: a yardstick for the disk, without a server."""
-    return ["rsync", "--archive", f"{job.local}/", f"{job.url}/"]
+    """Between two directories, a yardstick for the disk; or to another node."""
+    if not job.bucket:
+        return ["rsync", "--archive", f"{job.local}/", f"{job.url}/"]
+    there = f"{job.url}/{job.bucket}/{job.key}/"
+    return ["rsync", "--archive", "--whole-file", f"{job.local}/", there]
+
+
+def _rsync_fsync(job: Job) -> list[str]:
+    program, *rest = _rsync(job)
+    return [program, "--fsync", *rest]
 
 
 def _asyncsync(job: Job) -> list[str]:
@@ -68,6 +76,7 @@ COMMANDS: dict[str, Callable[[Job], list[str]]] = {
     "rclone": _rclone,
     "awscli": _awscli,
     "rsync": _rsync,
+    "rsync --fsync": _rsync_fsync,
 }
 CLIENTS = {  # name -> what it has to find installed
     "asyncsync": "asyncsync",
@@ -76,8 +85,9 @@ CLIENTS = {  # name -> what it has to find installed
     "aiobotocore": "aiobotocore",
     "s3fs": "s3fs",
     "scheduler": "asyncsync",
+    "64 clients": "asyncsync",
 }
-_PROGRAMS = {"asyncsync command": "asyncsync", "awscli": "aws"}
+_PROGRAMS = {"asyncsync command": "asyncsync", "awscli": "aws", "rsync --fsync": "rsync"}
 
 
 def command(name: str, job: Job) -> list[str]:

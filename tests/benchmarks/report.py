@@ -52,6 +52,11 @@ _SHOWN = {  # metric -> heading, unit
     "writes": ("writes", 1, ""),
     "lists": ("lists", 1, ""),
     "requests": ("requests", 1, ""),
+    "sent_files": ("files sent", 1, ""),
+    "slowest_ratio": ("slowest / median", 1, ""),
+    "head_pss_bytes": ("head's memory", MIB, "MiB"),
+    "head_lag_p99_s": ("head's lag p99", 1e-3, "ms"),
+    "head_lag_max_s": ("head's lag max", 1e-3, "ms"),
 }
 
 

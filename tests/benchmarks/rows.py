@@ -73,6 +73,19 @@ def _ours(action: str, tree: str, server: str = "nginx", **more: object) -> Case
     return Case(tool="asyncsync", action=action, tree=tree, server=server, **more)  # type: ignore[arg-type]
 
 
+def _nodes(action: str, tree: str, head: str = "head") -> dict[str, Case]:
+    return {
+        "asyncsync": _ours(action, tree, head),
+        "rsync": Case(tool="rsync", action=action, tree=tree, server="rsync daemon"),
+    }
+
+
+_NODES_NOTE = (
+    "rsync: a daemon, `--archive --whole-file`, the whole program's time. The head compares the "
+    "digest of everything, and flushes; where both ends lie on tmpfs, that costs nothing."
+)
+
+
 def _against(bound: float, *peers: str) -> Limit:
     return Limit(case="asyncsync", over=peers, bound=bound)
 
@@ -221,6 +234,73 @@ ROWS = (
         note="The syncer costs nothing. Period 300 s; each trial has been synced once before the "
         "clock of CPU and reports starts. Without reports: what the same program takes that calls "
         "an empty function instead.",
+        max_repeat=3,
+    ),
+    Row(
+        name="peer-large",
+        title="4 x 256 MiB to a head",
+        cases=_nodes("up", "large"),
+        limits=(_against(1 / 2, "rsync"), _against(1 / 3, "rsync")),
+        note=_NODES_NOTE,
+    ),
+    Row(
+        name="peer-large-disk",
+        title="4 x 256 MiB to a head, on a disk",
+        cases={
+            "asyncsync": _ours("up", "large", "head", to_disk=True),
+            "rsync --fsync": Case(
+                tool="rsync --fsync",
+                action="up",
+                tree="large",
+                server="rsync daemon",
+                to_disk=True,
+            ),
+        },
+        note=_NODES_NOTE,
+    ),
+    Row(
+        name="peer-large-tls",
+        title="4 x 256 MiB to a head over TLS",
+        cases=_nodes("up", "large", "head, TLS")
+        | {
+            "rsync over ssh": Case(tool="rsync", action="up", tree="large", server="rsync over ssh")
+        },
+        limits=(_against(1 / 0.8, "rsync"), _against(round(1 / 1.5, 3), "rsync over ssh")),
+        note=_NODES_NOTE,
+    ),
+    Row(
+        name="peer-small",
+        title="2,000 x 10 KiB to a head",
+        cases=_nodes("up", "small"),
+        limits=(_against(2.0, "rsync"), _against(1.2, "rsync")),
+        note=_NODES_NOTE,
+    ),
+    Row(
+        name="peer-resync",
+        title="10,000 unchanged files to a head",
+        cases=_nodes("sync", "many"),
+        limits=(
+            _against(2.0, "rsync"),
+            Limit(case="asyncsync", metric="requests", bound=1),
+        ),
+        note=_NODES_NOTE,
+    ),
+    Row(
+        name="peer-one-byte",
+        title="20 x 64 MiB to a head, one byte of one file changed",
+        cases={"asyncsync": _ours("one byte", "twenty", "head")},
+        limits=(Limit(case="asyncsync", metric="sent_files", bound=1),),
+        max_repeat=1,
+    ),
+    Row(
+        name="peer-clients",
+        title="64 clients in 4 programs, 32 MiB each, to one head",
+        cases={"64 clients": Case(tool="64 clients", action="up", tree="client", server="head")},
+        limits=(
+            Limit(case="64 clients", metric="slowest_ratio", bound=2.0),
+            Limit(case="64 clients", metric="head_pss_bytes", bound=400 * MIB),
+            Limit(case="64 clients", metric="head_lag_p99_s", bound=0.02),
+        ),
         max_repeat=3,
     ),
     Row(

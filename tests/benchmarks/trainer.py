@@ -79,6 +79,10 @@ class Lag:
             await asyncio.sleep(_PERIOD_S)
             self._late_s.append(max(0.0, time.perf_counter() - began - _PERIOD_S))
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self._late_s.clear()
+
     def summary(self) -> dict[str, float]:
         """The 99th percentile and the maximum."""
         late = sorted(self._late_s)

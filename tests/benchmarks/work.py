@@ -66,6 +66,8 @@ TREES = {
     "large": Tree(((4, 256 * MIB),)),
     "mixed": Tree(((1, GIB), (20, 50 * MIB), (5_000, 10 * KIB))),
     "many": Tree(((10_000, 10 * KIB),)),
+    "twenty": Tree(((20, 64 * MIB),)),
+    "client": Tree(((2, 16 * MIB),)),
     "limited": Tree(((16, 64 * MIB),)),
     "busy": Tree(((8, 256 * MIB), (10_000, 10 * KIB))),
     "sparse": Tree(((1, 20 * GIB),), sparse=True),
@@ -81,7 +83,8 @@ class Job:
     """One transfer, as a program of its own is told of it.
 
     Attributes:
-        action: `up`, `down`, or `sync`: up, where everything is there already.
+        action: `up`, `down`, `sync`: up, where everything is there already; or `one byte`: up,
+            where one byte of one file is another.
         local: directory on this machine.
         url: `http://host:port` of the server.
         key: where the tree lies in the bucket.
