@@ -13,6 +13,7 @@ from ..concurrency import ByteBudget, Threads
 from ..errors import ConfigError, FormatError
 from ..manifest import MAX_FILE_BYTES, Manifest, encode
 from ..names import check_path
+from ..secrets import Secret
 from ..storage import Durability, Group, NewFile, TreeStore
 from ..units import MIB
 from ..wire import messages as m
@@ -66,6 +67,7 @@ class Head:
     run: str
     readonly: bool
     authority: bytes
+    renew: Callable[[Secret], Secret]
 
     @property
     def announced_bytes(self) -> int:

@@ -10,6 +10,7 @@ __all__ = ["HANDLERS"]
 HANDLERS: dict[str, Handler] = {
     "hello": tree_calls.hello,
     "authority": tree_calls.authority,
+    "renew": tree_calls.renew,
     "manifest": tree_calls.manifest,
     "header": tree_calls.header,
     "find": tree_calls.find,

@@ -10,7 +10,13 @@ __all__ = ["Nowhere", "Onward", "level_of"]
 
 
 class Onward(Protocol):
-    """Carries trees on from the head, to where the loss of the head does not matter."""
+    """Carries trees on from the head, to where the loss of the head does not matter.
+
+    Attributes:
+        forwards: whether it does.
+    """
+
+    forwards: bool
 
     async def queue(self, tree: str, identity: str) -> None:
         """Note durably that this commit has to be carried on. Again: no effect.
@@ -27,6 +33,8 @@ class Onward(Protocol):
 
 class Nowhere:
     """Trees stay where they are."""
+
+    forwards = False
 
     async def queue(self, tree: str, identity: str) -> None:
         """Nothing to note."""

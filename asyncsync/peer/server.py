@@ -31,11 +31,12 @@ from ..storage import TreeStore
 from ..storage.local import LocalTrees
 from ..units import MIB
 from ..wire import messages as m
-from ..wire.claims import WORKER, Claims, Operation
+from ..wire.claims import DEFAULT_LIFE_S, WORKER, Claims, Operation
 from ..wire.failures import UnauthorizedError, fault_of
-from ..wire.joining import is_loopback
+from ..wire.joining import Join, is_loopback
 from ..wire.limits import Limits
 from ..wire.tokens import HeadKey, KeyRing
+from ..wire.trust import fingerprint_of
 from .bodies import Bodies
 from .calls import Answer, Call, Head, Known
 from .guard import Guard
@@ -100,7 +101,8 @@ class PeerServer:
         self._root, self._host, self._port = root, host, port
         self._tls, self._authority = tls, authority
         self._clock, self._limits = clock or SystemClock(), limits or Limits()
-        self._keys = keys or KeyRing((HeadKey.new(),))
+        keys = keys or KeyRing((HeadKey.new(),))
+        self._guard = Guard(keys, self._limits, self._clock)
         self._onward = onward or Nowhere()
         self._readonly, self._memory_bytes = readonly, memory_bytes
         self._run = secrets.token_hex(16)
@@ -183,10 +185,11 @@ class PeerServer:
             run=self._run,
             readonly=self._readonly,
             authority=self._authority.encode(),
+            renew=lambda token: self._guard.keys.renew(token, self._clock.now()),
         )
         group.start_soon(bodies.watch)
         group.start_soon(self._sweep, reads, pushes)
-        await self._listen(stack, Application(head, Guard(self._keys, self._limits, self._clock)))
+        await self._listen(stack, Application(head, self._guard))
 
     async def _listen(self, stack: AsyncExitStack, application: Application) -> None:
         runner = web.AppRunner(application.make(), shutdown_timeout=0.0)
@@ -215,8 +218,7 @@ class PeerServer:
     @property
     def address(self) -> str:
         """`HOST:PORT`, as a location names it."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{host}:{self._port}"
+        return _address(self._host, self._port)
 
     @property
     def location(self) -> str:
@@ -224,11 +226,39 @@ class PeerServer:
         return f"{'peer' if self._tls is None else 'peers'}://{self.address}"
 
     def token(
-        self, scope: str = "", *, operations: frozenset[Operation] = WORKER, life_s: float = 604800
+        self,
+        scope: str = "",
+        *,
+        operations: frozenset[Operation] = WORKER,
+        life_s: float = DEFAULT_LIFE_S,
     ) -> Secret:
         """A token for the tree `scope` and all below it."""
         claims = Claims.new(scope, now=self._clock.now(), operations=operations, life_s=life_s)
-        return self._keys.mint(claims)
+        return self._guard.keys.mint(claims)
+
+    def join_string(
+        self,
+        scope: str = "",
+        *,
+        operations: frozenset[Operation] = WORKER,
+        life_s: float = DEFAULT_LIFE_S,
+        host: str = "",
+    ) -> Secret:
+        """The line that a worker needs: for `asyncsync join` or `asyncsync.join` there.
+
+        Args:
+            scope, operations, life_s: of the token in it.
+            host: by what name or address workers reach this head; where it listens if not given.
+        """
+        return Join(
+            address=_address(host or self._host, self._port),
+            fingerprint=fingerprint_of(self._authority) if self._tls is not None else None,
+            token=self.token(scope, operations=operations, life_s=life_s),
+        ).line()
+
+    def use_keys(self, keys: KeyRing) -> None:
+        """Make and verify tokens by these from now on."""
+        self._guard.keys = keys
 
 
 class Application:
@@ -294,6 +324,10 @@ class Application:
         status, fault = fault_of(error, hide=self._head.root)
         headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else {}
         return Answer(m.encode(fault), status, headers)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _real_root(root: str) -> str:

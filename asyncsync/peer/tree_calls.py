@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..secrets import Secret
 from ..wire import messages as m
 from .calls import Answer, Call, Head, answer, listed, manifest_window, message, texts
 from .onward import level_of
@@ -19,6 +20,7 @@ __all__ = [
     "manifest",
     "mark",
     "probe",
+    "renew",
 ]
 
 
@@ -31,8 +33,14 @@ async def hello(head: Head, call: Call) -> Answer:
             scope=claims.scope,
             operations=sorted(claims.operations),
             expires_at=claims.expires_at,
+            forwards=head.onward.forwards,
         )
     )
+
+
+async def renew(head: Head, call: Call) -> Answer:
+    shown = Secret(call.request.headers["Authorization"].removeprefix("Bearer "))
+    return answer(m.Renewed(token=head.renew(shown).reveal()))
 
 
 async def authority(head: Head, call: Call) -> Answer:
@@ -77,8 +85,10 @@ async def files(head: Head, call: Call) -> Answer:
 async def confirm(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.TreeName)
     tree = call.tree(asked.tree)
-    level = await head.store.confirm(tree)
     identity = (await head.store.read_header(tree)).identity
+    if (level := head.known.level(tree, identity)) is None:
+        level = await head.store.confirm(tree)
+        identity = (await head.store.read_header(tree)).identity
     await head.onward.queue(tree, identity)
     head.known.note(tree, identity, level)
     return answer(m.Level(durability=level_of(level, head.onward, tree, identity)))

@@ -49,6 +49,7 @@ __all__ = [
     "Planned",
     "Probed",
     "Receipt",
+    "Renewed",
     "Route",
     "Seen",
     "Sight",
@@ -105,6 +106,7 @@ class Route(NamedTuple):
 ROUTES: dict[str, Route] = {
     "hello": Route("GET", "/", ("any",)),
     "authority": Route("GET", "/authority", ("public",)),
+    "renew": Route("POST", "/renew", ("any",)),
     "manifest": Route("POST", "/manifest", ("pull", "push")),
     "header": Route("POST", "/header", ("pull", "push", "list")),
     "find": Route("POST", "/find", ("list", "pull", "push")),
@@ -245,6 +247,7 @@ class Hello(Message, kw_only=True):
 
     Attributes:
         run: 32 hexadecimal digits, other ones after each start.
+        forwards: whether it carries commits on, so that they survive its loss.
     """
 
     run: str
@@ -252,6 +255,13 @@ class Hello(Message, kw_only=True):
     scope: str
     operations: list[str]
     expires_at: float
+    forwards: bool
+
+
+class Renewed(Message, kw_only=True):
+    """A token that allows the same for another while."""
+
+    token: str
 
 
 class Sight(msgspec.Struct, frozen=True, array_like=True):

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import NamedTuple, Self
 
 import msgspec
+from msgspec.structs import replace as replace_fields
 
 from ..errors import AccessDeniedError, ConfigError
 from ..secrets import Secret
@@ -161,6 +162,22 @@ class KeyRing:
         if not now < claims.expires_at + SKEW_S:
             raise TokenError(TokenFault.EXPIRED)
         return claims
+
+    def renew(self, token: Secret, now: float) -> Secret:
+        """A token that allows the same as this one, for as long again from now.
+
+        Whoever narrowed a token, or gave it less than the usual life, wants it to end.
+
+        Raises:
+            AccessDeniedError: it is such a one; a TokenError if it is not valid.
+        """
+        claims, life_s = self.verify(token, now), 0
+        if len(_parse(token).links) == 1:
+            life_s = claims.expires_at - claims.not_before
+        if life_s < DEFAULT_LIFE_S:
+            raise AccessDeniedError("a token that was narrowed, or lives for days only, just ends")
+        start = int(now)
+        return self.mint(replace_fields(claims, not_before=start, expires_at=start + life_s))
 
     def rotated(self, key: HeadKey, *, now: float, overlap_s: float = DEFAULT_LIFE_S) -> KeyRing:
         """A ring with `key` in use, in which the present one is good for `overlap_s` more."""
