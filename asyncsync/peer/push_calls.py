@@ -59,11 +59,15 @@ async def begin(head: Head, call: Call) -> Answer:
 
 def _gives_way(other: Push, to: Push, limits: Limits) -> bool:
     """Whether an attempt is over because another begins."""
-    if other.tree != to.tree or other.requests:
+    if other.tree != to.tree:
         return False
     mine, theirs = to.intent.group, other.intent.group
     if mine and theirs and mine.attempt == theirs.attempt and mine.rank != theirs.rank:
         return False  # they write one tree together
+    if other.intent.attempt == to.intent.attempt:
+        return True  # it begins again: an answer was lost, or its token has been renewed
+    if other.requests:
+        return False
     same = other.owner == to.owner and other.intent.writer == to.intent.writer != ""
     return same or other.idle_s() >= limits.body_idle_s
 
@@ -112,10 +116,7 @@ async def recall(head: Head, call: Call) -> Answer:
                 said.setdefault(held.blob, {}).update(pairs)
         blobs = list(said)
         wanted = [(push.file(blob), said[blob]) for blob in blobs]
-        there = await push.writer.recall(wanted)
-        for (file, chunks), found in zip(wanted, there, strict=True):
-            for number in found:
-                push.arrived(file, number, chunks[number].digest)
+        there = await push.recall(wanted)
         held_now = zip(blobs, there, strict=True)
         return answer(m.Held(held=[(blob, sorted(found)) for blob, found in held_now if found]))
 
@@ -137,7 +138,7 @@ async def write(head: Head, call: Call) -> Answer:
             else:
                 await _fill_extents(head, call, buffer, extents)
             found = await head.threads.run(digest, buffer)
-            await push.write(call.blob, offset, Block(buffer, extents), found)
+            found = await push.write(call.blob, offset, Block(buffer, extents), found)
     return Answer(m.encode([found]), headers={m.OFFSET: str(offset + size)})
 
 
@@ -169,9 +170,7 @@ async def write_many(head: Head, call: Call) -> Answer:
             batch = m.split_batch(body, [file.size_bytes for file in push.files])
             found = await head.threads.run(lambda: [digest(one) for one in batch.data])
             wanted = [push.file(blob) for blob in batch.blobs]
-            await push.writer.write_many(list(zip(wanted, batch.data, strict=True)))
-            for file, one in zip(wanted, found, strict=True):
-                push.arrived(file, 0, one)
+            found = await push.write_many(list(zip(wanted, batch.data, found, strict=True)))
     return answer(found)
 
 
@@ -180,8 +179,7 @@ async def discard(head: Head, call: Call) -> Answer:
     with push:
         asked = await message(head, call, m.Blobs)
         for path in {push.file(blob).path for blob in asked.blobs}:
-            await push.writer.discard(path)
-            push.forget(path)
+            await push.discard(path)
     return Answer()
 
 

@@ -38,7 +38,8 @@ async def read(head: Head, call: Call) -> Answer | web.StreamResponse:
         file = session.file(call.blob)
         start, end = _range(call.request, file)
         async with head.memory.buffer(end - start) as buffer:
-            block = await session.reader.read(file, start, end, buffer)
+            with session.using():
+                block = await session.reader.read(file, start, end, buffer)
             headers = {"Content-Range": f"bytes {start}-{end - 1}/{file.size_bytes}"}
             parts = [memoryview(block.data)]
             if block.extents is not None:
@@ -58,7 +59,8 @@ async def read_many(head: Head, call: Call) -> Answer | web.StreamResponse:
                 f"files of {size_bytes} bytes; {_BATCH_BYTES} is the limit of a batch"
             )
         async with head.memory.borrow(size_bytes):
-            data = await session.reader.read_many(wanted)
+            with session.using():
+                data = await session.reader.read_many(wanted)
             return await head.bodies.send(call.request, [memoryview(one) for one in data])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Generic, TypeVar
 
 import anyio
@@ -22,10 +23,24 @@ from ..errors import (
     quote,
 )
 from ..manifest import Manifest
-from ..storage import Block, Durability, Intent, NewFile, TreeReader, TreeStore, TreeWriter
+from ..storage import (
+    Block,
+    Durability,
+    Intent,
+    NewFile,
+    Stored,
+    TreeReader,
+    TreeStore,
+    TreeWriter,
+)
 from ..wire.failures import GoneError
 
 __all__ = ["Push", "Read", "Sessions"]
+
+
+_Said = Sequence[tuple[NewFile, Mapping[int, Stored]]]
+_Chunk = tuple[str, int]
+"""A path and the number of a chunk."""
 
 
 class _LeftError(TransientError):
@@ -52,6 +67,7 @@ class Session:
         self.number = secrets.token_hex(16)
         self.requests, self.touched_at = 0, clock.monotonic()
         self._over, self._ended = anyio.Event(), anyio.Event()
+        self._users, self._unused = 0, anyio.Event()
         self._why: Exception | None = None
         self._held = False
         self.failure: Exception | None = None
@@ -67,6 +83,24 @@ class Session:
     def idle_s(self) -> float:
         """How long nobody has asked for anything."""
         return 0.0 if self.requests else self._clock.monotonic() - self.touched_at
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """The tree is read or written now, so that nobody lets go of it before that has ended.
+
+        Raises:
+            GoneError: the session is over.
+        """
+        if self._over.is_set():
+            raise GoneError("the session is over; begin another")
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+                self._unused = anyio.Event()
 
     @property
     def answers(self) -> bool:
@@ -94,6 +128,8 @@ class Session:
         self._held = True
         task_status.started()
         await self._over.wait()
+        while self._users:  # a descriptor that is closed under a thread may be another file by then
+            await self._unused.wait()
         if self._why is not None:
             raise self._why
 
@@ -147,7 +183,10 @@ class Push(Session):
         self.intent, self.files = intent, list(files)
         self.left_bytes = sum(file.size_bytes for file in self.files)
         self._digests: dict[str, dict[int, str]] = {}
-        self._committing = anyio.Lock()
+        self._moving: set[_Chunk] = set()
+        self._moved = anyio.Event()
+        self._committing, self._recalling = anyio.Lock(), anyio.Lock()
+        self._recalled: tuple[_Said, list[frozenset[int]]] | None = None
         self._receipt: tuple[str, Durability] | None = None
 
     async def _hold(self, store: TreeStore, task_status: TaskStatus[None]) -> None:
@@ -165,20 +204,76 @@ class Push(Session):
         self.left_bytes += sum(file.size_bytes for file in self.files[first:])
         return first
 
-    def arrived(self, file: NewFile, chunk: int, found: str) -> None:
+    def _arrived(self, file: NewFile, chunk: int, found: str) -> None:
         """A chunk is stored, and has that digest."""
         self._digests.setdefault(file.path, {})[chunk] = found
-        self.left_bytes -= min(CHUNK_BYTES, file.size_bytes - chunk * CHUNK_BYTES)
+        self.left_bytes -= _chunk_bytes(file, chunk)
 
-    def forget(self, path: str) -> None:
+    def _forget(self, path: str) -> None:
         """Nothing of a file has arrived."""
-        self._digests.pop(path, None)
+        sizes = {file.path: file for file in self.files} if path in self._digests else {}
+        for chunk in self._digests.pop(path, {}):
+            self.left_bytes += _chunk_bytes(sizes[path], chunk)
 
-    async def write(self, blob: int, offset: int, block: Block, found: str) -> None:
-        """Store a chunk with that digest."""
-        file = self.file(blob)
-        await self.writer.write(file, offset, block)
-        self.arrived(file, offset // CHUNK_BYTES, found)
+    @asynccontextmanager
+    async def _alone(self, chunks: set[_Chunk]) -> AsyncIterator[None]:
+        """Write these; whoever sends one of them again waits, and finds that it has arrived."""
+        while self._moving & chunks:
+            await self._moved.wait()
+        self._moving |= chunks
+        try:
+            with self.using():
+                yield
+        finally:
+            self._moving -= chunks
+            self._moved.set()
+            self._moved = anyio.Event()
+
+    def _has(self, path: str, chunk: int) -> bool:
+        return chunk in self._digests.get(path, ())
+
+    async def write(self, blob: int, offset: int, block: Block, found: str) -> str:
+        """Store a chunk with that digest; returns the digest of what is there.
+
+        One that has arrived already is not touched: its answer was lost, and if it was damaged on
+        its way, the commit will say so.
+        """
+        file, number = self.file(blob), offset // CHUNK_BYTES
+        async with self._alone({(file.path, number)}):
+            if not self._has(file.path, number):
+                await self.writer.write(file, offset, block)
+                self._arrived(file, number, found)
+        return self._digests[file.path][number]
+
+    async def write_many(self, files: Sequence[tuple[NewFile, memoryview, str]]) -> list[str]:
+        """Store whole files with these digests; returns and treats them as `write`."""
+        async with self._alone({(file.path, 0) for file, _, _ in files}):
+            new = [one for one in files if not self._has(one[0].path, 0)]
+            if new:
+                await self.writer.write_many([(file, data) for file, data, _ in new])
+            for file, _, found in new:
+                self._arrived(file, 0, found)
+        return [self._digests[file.path][0] for file, _, _ in files]
+
+    async def recall(self, files: _Said) -> list[frozenset[int]]:
+        """See `TreeWriter.recall`. Reading it all takes long: whoever asks again waits for that."""
+        async with self._recalling:
+            if self._recalled is None or self._recalled[0] != files:
+                with self.using():
+                    self._recalled = files, await self.writer.recall(files)
+                for (file, chunks), found in zip(*self._recalled, strict=True):
+                    for number in found:
+                        if not self._has(file.path, number):
+                            self._arrived(file, number, chunks[number].digest)
+            return self._recalled[1]
+
+    async def discard(self, path: str) -> None:
+        """See `TreeWriter.discard`."""
+        while any(moving == path for moving, _ in self._moving):
+            await self._moved.wait()
+        with self.using():
+            await self.writer.discard(path)
+        self._forget(path)
 
     async def commit(self, manifest: Manifest) -> Durability:
         """Make it the tree. Again, with the same: the same answer.
@@ -189,7 +284,8 @@ class Push(Session):
         async with self._committing:
             if self._receipt is None:
                 await self._refuse_changed(manifest)
-                self._receipt = manifest.identity, await self.writer.commit(manifest)
+                with self.using():
+                    self._receipt = manifest.identity, await self.writer.commit(manifest)
                 self._over.set()
             identity, durability = self._receipt
         if identity != manifest.identity:
@@ -211,8 +307,7 @@ class Push(Session):
             ):
                 wrong.append(path)
         for path in wrong:
-            await self.writer.discard(path)
-            self.forget(path)
+            await self.discard(path)
         if wrong:
             raise IntegrityError(
                 f"{quote(wrong[0])} did not arrive as it was sent; it has to be sent again",
@@ -256,11 +351,12 @@ class Sessions(Generic[S]):
             BusyError: another attempt has taken over.
             GoneError: there is none, or it is somebody else's.
         """
-        found = self._open.get(number) or self._done.get(number)
+        found = self._done.get(number)
+        if found is None and number in self._fenced:
+            raise BusyError("another attempt has taken over; try again later", side="target")
+        found = found or self._open.get(number)
         if found is not None and found.owner == owner:
             return found
-        if number in self._fenced:
-            raise BusyError("another attempt of the same source has taken over", side="target")
         raise GoneError("the session is over; begin another")
 
     async def begin(self, session: S) -> S:
@@ -314,3 +410,7 @@ def _at(files: Sequence[NewFile], blob: int) -> NewFile:
     if blob >= len(files):
         raise FormatError("a file that is not in the plan")
     return files[blob]
+
+
+def _chunk_bytes(file: NewFile, chunk: int) -> int:
+    return max(0, min(CHUNK_BYTES, file.size_bytes - chunk * CHUNK_BYTES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ..errors import (
@@ -61,6 +62,8 @@ _STATUS: dict[type[AsyncSyncError], int] = {
 }
 _KINDS = {kind.__name__: kind for kind in _STATUS}
 _MAX_PATHS = 10_000
+_MAX_WAIT_S = 300.0
+_WINNER = re.compile(r"(?:[0-9a-f]{64})?")
 
 
 def fault_of(error: AsyncSyncError, hide: str = "") -> tuple[int, Fault]:
@@ -99,10 +102,15 @@ def error_of(status: int, fault: Fault, what: str) -> AsyncSyncError:
         raise FormatError(f"{what}: an answer with status {status} and another error in it")
     message = f"{what}: {_plain(fault.message)}"
     if kind is ConflictError:
+        if _WINNER.fullmatch(fault.winner) is None:
+            raise FormatError(f"{what}: a conflict with what is no commit")
         return ConflictError(message, winner=fault.winner)
     paths: Sequence[str] = [path_of(path) for path in fault.paths]
     if issubclass(kind, TransientError):
-        return kind(message, side=fault.side, paths=paths, retry_after_s=fault.retry_after_s)
+        wait_s = fault.retry_after_s
+        if wait_s is not None:  # how long one waits is not for the other side to say
+            wait_s = min(max(wait_s, 0.0), _MAX_WAIT_S)
+        return kind(message, side=fault.side, paths=paths, retry_after_s=wait_s)
     return kind(message, side=fault.side, paths=paths)
 
 

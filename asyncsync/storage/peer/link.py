@@ -10,9 +10,17 @@ from typing import NamedTuple, TypeVar
 import anyio
 
 from ...concurrency import Threads
-from ...errors import AsyncSyncError, FormatError, PermanentError, TransientError, quote
+from ...errors import (
+    AsyncSyncError,
+    FormatError,
+    PermanentError,
+    RefusedError,
+    TransientError,
+    quote,
+)
 from ...wire import messages as m
 from ...wire.failures import UnauthorizedError, error_of
+from ...wire.names import check_session_id
 from ...wire.trust import client_context
 from ..dialing import Direct
 from ..heads import Head
@@ -26,6 +34,7 @@ T = TypeVar("T")
 
 _STALL_S = 60.0
 _MAX_AUTHORITY_BYTES = 16 * 1024
+_PROXIES = (408, 502, 503, 504)  # what stands before a head says so while the head does not answer
 
 
 class _Opened(NamedTuple):
@@ -80,7 +89,33 @@ class Link:
         try:
             return m.decode(bytes(answer.body), kind)
         except FormatError as exc:
-            raise self._foreign(what, str(exc)) from None
+            raise self.foreign(what, str(exc)) from None
+
+    def session_of(self, text: str, what: str) -> str:
+        """The number of a session, which becomes part of an address.
+
+        Raises:
+            PermanentError: it is none.
+        """
+        try:
+            check_session_id(text)
+        except RefusedError as exc:
+            raise self.foreign(what, str(exc)) from None
+        return text
+
+    def path_of(self, text: m.Text, what: str) -> str:
+        """A path below the root of the head.
+
+        Raises:
+            PermanentError: it leads somewhere else, or is none.
+        """
+        try:
+            path = m.path_of(text)
+        except FormatError as exc:
+            raise self.foreign(what, str(exc)) from None
+        if "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+            raise self.foreign(what, f"it names {quote(path[:100]) or 'nothing'}")
+        return path
 
     async def send(
         self,
@@ -102,7 +137,9 @@ class Link:
             renewed = await self._threads.run(find_access, self._authority, self._secure)
             if renewed.token == opened.access.token:
                 raise
-            self._opened = opened = opened._replace(access=renewed)
+            opened = opened._replace(access=renewed)
+            if self._opened is not None:  # else it has been closed meanwhile
+                self._opened = opened
         return await self._once(opened, name, data, what, session, blob, headers, into)
 
     async def _once(
@@ -135,17 +172,21 @@ class Link:
             data=data,
             into=into,
             check=check,
-            patient=True,
         )
-        if answer.status < 300:
+        if answer.status == (206 if name == "read" else 200):
             return answer
         raise self._error(answer, what)
 
     def _check(self, head: Head, number: str, what: str) -> None:
         """Refuse an answer of somebody else, or to something else."""
         version = head.headers.get(m.VERSION_HEADER)
+        if version is None and head.status in _PROXIES:
+            raise TransientError(
+                f"{what}: something before {self.where} answers with status {head.status}; check "
+                "that the head runs"
+            )
         if version is None:
-            raise self._foreign(what, f"status {head.status} without a version")
+            raise self.foreign(what, f"status {head.status} without a version")
         if version != str(m.VERSION):
             raise PermanentError(
                 f"{what}: {self.where} speaks version {quote(version[:20])} of the protocol, this "
@@ -154,9 +195,10 @@ class Link:
         if head.headers.get(m.REQUEST_ID) != number:
             raise TransientError(f"{what}: {self.where} has answered another request; try again")
         if "Content-Encoding" in head.headers or 300 <= head.status < 400:
-            raise self._foreign(what, f"status {head.status}, or a coding that was not asked for")
+            raise self.foreign(what, f"status {head.status}, or a coding that was not asked for")
 
-    def _foreign(self, what: str, how: str) -> PermanentError:
+    def foreign(self, what: str, how: str) -> PermanentError:
+        """The error for an answer that is none of a head, or of one that is not to be trusted."""
         return PermanentError(
             f"{what}: what answers at {self.where} is no asyncsync head ({how}); check the address"
         )
@@ -167,7 +209,7 @@ class Link:
         except FormatError as exc:
             if answer.status >= 500:
                 return TransientError(f"{what}: {self.where} answers with status {answer.status}")
-            return self._foreign(what, f"status {answer.status}, {exc}")
+            return self.foreign(what, f"status {answer.status}, {exc}")
 
     async def _open(self) -> _Opened:
         async with self._turn:

@@ -33,12 +33,16 @@ class Reader:
         what = f"open {self._where}"
         asked = m.Open(tree=self._tree, identity=self._identity)
         opened = await self._link.told(m.Opened, "open", asked, what=what)
+        session = self._link.session_of(opened.session, what)
         if self._identity is None:
-            self._numbers = {m.path_of(file.path): n for n, file in enumerate(opened.files)}
-        self._session = opened.session
+            paths = (self._link.path_of(file.path, what) for file in opened.files)
+            self._numbers = {path: number for number, path in enumerate(paths)}
+        self._session = session
 
     async def end(self) -> None:
-        """Close it."""
+        """Close it, if it is open."""
+        if not self._session:
+            return
         await self._link.ask("close", what=f"close {self._where}", session=self._session)
 
     async def read(
@@ -75,15 +79,18 @@ class Reader:
 
     async def _read_batch(self, files: Sequence[NewFile]) -> list[bytes]:
         what = f"read {len(files)} files of {self._where}"
+        size_bytes = sum(file.size_bytes for file in files)
+        into = memoryview(bytearray(size_bytes))
         answer = await self._again(
-            lambda: self._link.ask(
+            lambda: self._link.send(
                 "read_many",
-                m.Blobs(blobs=[self._number(file) for file in files]),
+                m.encode(m.Blobs(blobs=[self._number(file) for file in files])),
                 what=what,
                 session=self._session,
+                into=into,
             )
         )
-        if len(answer.body) != sum(file.size_bytes for file in files):
+        if len(answer.body) != size_bytes:
             raise IntegrityError(f"{what}: they are not as long as committed", side="source")
         data, at = list[bytes](), 0
         for file in files:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from ...concurrency import Threads, quietly
-from ...errors import PermanentError, is_interruption, quote
-from ...manifest import MAX_MANIFEST_BYTES, Header, Manifest, decode
+from ...concurrency import Threads, finish, quietly
+from ...digest import ALGORITHM, CHUNK_BYTES
+from ...errors import (
+    CorruptedError,
+    FormatError,
+    IntegrityError,
+    PermanentError,
+    TransientError,
+    is_interruption,
+    quote,
+)
+from ...manifest import MAX_MANIFEST_BYTES, VERSION, Header, Manifest, decode
 from ...wire import messages as m
 from ..groups import Group
 from ..trees import (
@@ -24,12 +33,13 @@ from ..trees import (
 )
 from .link import Link
 from .reader import Reader
-from .values import durability_of, file_of, length_of, member_of
+from .values import digest_of, durability_of, length_of, member_of
 from .writer import Writer
 
 __all__ = ["PeerTrees", "open_trees"]
 
 _REMEMBERED = 1000
+_GRACE_S = 2.0  # for the number of a session, without which nobody can end it
 
 
 def open_trees(authority: str, *, secure: bool, threads: Threads, max_requests: int) -> PeerTrees:
@@ -65,43 +75,69 @@ class PeerTrees:
         self, name: str, asked: Callable[[int], m.Window], what: str
     ) -> tuple[Manifest, str | None]:
         """A manifest, window by window, and what its commit survives if that was said."""
-        text, total, level = bytearray(), 1, None
-        while len(text) < total:
+        text, total, windows = bytearray(), -1, 0
+        while len(text) != total:
             answer = await self._link.ask(name, asked(len(text)), what=what)
-            total = length_of(answer.headers.get(m.TOTAL), what)
-            if not answer.body or total > MAX_MANIFEST_BYTES:
-                raise PermanentError(f"{what}: the head sends no end, or too much; upgrade it")
-            if not text:
-                level = answer.headers.get(m.DURABILITY)
+            length, before = length_of(answer.headers.get(m.TOTAL), what), total
+            if before in (-1, length):
+                level, total = answer.headers.get(m.DURABILITY), length
+            else:
+                raise TransientError(f"{what}: it was replaced meanwhile; try again")
             text += answer.body
+            windows += 1
+            if not answer.body or not len(text) <= total <= MAX_MANIFEST_BYTES:
+                raise PermanentError(
+                    f"{what}: the head sends {len(text)} bytes of {total}; upgrade it"
+                )
         lines = bytes(text).splitlines(keepends=True)
-        return await self._threads.run(decode, lines), level
+        try:
+            return await self._threads.run(decode, lines), level
+        except FormatError:
+            raise
+        except IntegrityError as exc:
+            if windows > 1:  # of two versions, perhaps, that are as long as each other
+                raise CorruptedError(f"{what}: {exc}; try again") from exc
+            raise
 
     async def read_header(self, tree: str) -> Header:
         what = f"read the header of {self._at(tree)}"
-        return await self._link.told(Header, "header", m.TreeName(tree=tree), what=what)
+        found = await self._link.told(Header, "header", m.TreeName(tree=tree), what=what)
+        if (found.version, found.digest, found.chunk_bytes) != (VERSION, ALGORITHM, CHUNK_BYTES):
+            raise FormatError(f"{what}: it is of another version; upgrade asyncsync")
+        for identity in (found.identity, found.parent, found.part_of):
+            digest_of(identity or found.identity, what)
+        return found
 
     async def find(self, tree: str) -> AsyncIterator[Sighting]:
         what = f"look for commits in {self._at(tree)}"
         found = await self._link.told(list[m.Sight], "find", m.TreeName(tree=tree), what=what)
         for sight in found:
-            yield Sighting(m.path_of(sight.tree), sight.tag)
+            path = sight.tree if sight.tree == tree == "" else self._link.path_of(sight.tree, what)
+            if tree and path != tree and not path.startswith(f"{tree}/"):
+                raise self._link.foreign(what, f"it names {quote(path[:100])}")
+            yield Sighting(path, sight.tag)
 
     async def glance(self, tree: str) -> Glance:
         what = f"look at {self._at(tree)}"
         seen = await self._link.told(m.Seen, "glance", m.TreeName(tree=tree), what=what)
-        return Glance(seen.tag, frozenset(map(m.path_of, seen.names)))
+        names = frozenset(self._link.path_of(name, what) for name in seen.names)
+        if any("/" in name for name in names):
+            raise self._link.foreign(what, "it names what does not lie there")
+        return Glance(seen.tag, names)
 
     async def list_files(self, tree: str) -> list[NewFile]:
         what = f"list {self._at(tree)}"
         listed = await self._link.told(list[m.FileLine], "files", m.TreeName(tree=tree), what=what)
-        return list(map(file_of, listed))
+        return [
+            NewFile(self._link.path_of(f.path, what), f.size_bytes, f.mode & 0o777, f.mtime_ns)
+            for f in listed
+        ]
 
     @asynccontextmanager
     async def open(self, tree: str, manifest: Manifest | None) -> AsyncIterator[TreeReader]:
         reader = Reader(self._link, tree, manifest, self._at(tree))
-        await reader.begin()
         try:
+            await finish(reader.begin, grace_s=_GRACE_S)
             yield reader
         finally:
             await quietly(reader.end)
@@ -110,8 +146,8 @@ class PeerTrees:
     async def begin(self, tree: str, intent: Intent) -> AsyncIterator[TreeWriter]:
         self._confirmed.pop(tree, None)
         writer = Writer(self._link, tree, intent, self._at(tree))
-        await writer.begin()
         try:
+            await finish(writer.begin, grace_s=_GRACE_S)
             yield writer
         except BaseException as exc:
             keep = intent.keep and is_interruption(exc)
@@ -147,14 +183,13 @@ class PeerTrees:
         asked = m.Delete(tree=tree, expect=expect, uncommitted=uncommitted)
         what = f"delete {self._at(tree)}"
         done = await self._link.told(m.Deletion, "delete", asked, what=what)
-        return Deleted(done.files, tuple(map(m.path_of, done.kept)))
+        return Deleted(done.files, tuple(self._link.path_of(one, what) for one in done.kept))
 
     async def clean(self, tree: str, *, older_than_s: float) -> list[str]:
         asked = m.Clean(tree=tree, older_than_s=older_than_s)
         what = f"clean {self._at(tree)}"
-        return [
-            *map(m.path_of, (await self._link.told(m.Cleaned, "clean", asked, what=what)).trees)
-        ]
+        done = await self._link.told(m.Cleaned, "clean", asked, what=what)
+        return [self._link.path_of(one, what) if one else "" for one in done.trees]
 
     async def confirm(self, tree: str) -> Durability:
         if (level := self._confirmed.pop(tree, None)) is not None:

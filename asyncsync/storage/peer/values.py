@@ -11,9 +11,9 @@ from ...units import MIB
 from ...wire import messages as m
 from ..groups import Group
 from ..http import Answer
-from ..trees import Durability, File, NewFile
+from ..trees import Durability, File
 
-__all__ = ["batches", "durability_of", "file_of", "length_of", "line_of", "member_of", "range_of"]
+__all__ = ["batches", "digest_of", "durability_of", "length_of", "line_of", "member_of", "range_of"]
 
 T = TypeVar("T")
 
@@ -21,6 +21,7 @@ _BATCH_BYTES = 8 * MIB
 _BATCH_FILES = 1024
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _LENGTH = re.compile(r"[0-9]{1,19}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def batches(items: Sequence[T], size_bytes: Callable[[T], int]) -> Iterator[Sequence[T]]:
@@ -42,9 +43,11 @@ def durability_of(text: str, what: str) -> Durability:
     return cast("Durability", text)
 
 
-def file_of(line: m.FileLine) -> NewFile:
-    """A file that a head lists."""
-    return NewFile(m.path_of(line.path), line.size_bytes, line.mode, line.mtime_ns)
+def digest_of(text: str, what: str) -> str:
+    """PermanentError: no digest."""
+    if _DIGEST.fullmatch(text) is None:
+        raise PermanentError(f"{what}: the head answers with what is no digest; upgrade it")
+    return text
 
 
 def line_of(file: File) -> m.FileLine:

@@ -15,13 +15,14 @@ from ...wire.failures import GoneError
 from ..objects import Data
 from ..trees import Block, Durability, File, Intent, NewFile, Stored
 from .link import Link
-from .values import batches, durability_of, line_of, member_of
+from .values import batches, digest_of, durability_of, line_of, member_of
 
 __all__ = ["Writer"]
 
 T = TypeVar("T")
 
 _CHUNKS_PER_LINE = 1000
+_LOST_ANSWERS = 100
 
 
 class Writer:
@@ -57,7 +58,8 @@ class Writer:
         what = f"begin to write {self._where}"
         answer = await self._link.send("begin", plan, what=what)
         begun = self._link.read(m.Begun, answer, what)
-        self._session, self.resumes = begun.session, begun.resumes
+        self._session = self._link.session_of(begun.session, what)
+        self.resumes = begun.resumes
 
     async def end(self, *, keep: bool) -> None:
         """Leave it, if it was not committed."""
@@ -146,7 +148,7 @@ class Writer:
         found = m.decode(bytes(body), list[str])
         if len(found) != count:
             raise PermanentError(f"{what}: the head answers for {len(found)} files, not {count}")
-        return found
+        return [digest_of(text, what) for text in found]
 
     async def finish(self, file: NewFile) -> str:
         del file  # its last part has done that
@@ -193,11 +195,17 @@ class Writer:
             if (number := self._numbers.get(_key(file))) is not None:
                 return number
             what = f"add {quote(file.path)} to the plan of {self._where}"
-            answer = await self._link.ask("plan", [line_of(file)], what=what, session=self._session)
+            lines = [line_of(file)]
+            try:
+                answer = await self._link.ask("plan", lines, what=what, session=self._session)
+            except GoneError:
+                await self._go_on()
+                answer = await self._link.ask("plan", lines, what=what, session=self._session)
             number = self._link.read(m.Planned, answer, what).first
-            if number != len(self._files):
-                raise PermanentError(f"{what}: the head counts in another way")
-            self._files.append(file)
+            # The answer to an earlier question may have been lost: then the head has it twice.
+            if not 0 <= number - len(self._files) < _LOST_ANSWERS:
+                raise PermanentError(f"{what}: the head counts in another way; upgrade it")
+            self._files += [file] * (number + 1 - len(self._files))
             self._numbers[_key(file)] = number
             return number
 
