@@ -25,6 +25,7 @@ from .guard import check_scope
 from .onward import Onward
 from .sessions import Push, Read, Session, Sessions
 from .space import Space
+from .turns import Turns
 
 __all__ = [
     "Answer",
@@ -61,6 +62,7 @@ class Head:
     reads: Sessions[Read]
     pushes: Sessions[Push]
     known: Known
+    turns: Turns
     onward: Onward
     clock: Clock
     root: str

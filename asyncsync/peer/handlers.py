@@ -27,6 +27,7 @@ HANDLERS: dict[str, Handler] = {
     "read": read_calls.read,
     "read_many": read_calls.read_many,
     "close": read_calls.close,
+    "turn": read_calls.turn,
     "begin": push_calls.begin,
     "plan": push_calls.plan,
     "recall": push_calls.recall,

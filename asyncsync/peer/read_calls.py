@@ -7,16 +7,21 @@ import re
 from aiohttp import web
 
 from ..digest import CHUNK_BYTES
-from ..errors import FormatError, IntegrityError, RefusedError
+from ..errors import ConfigError, FormatError, IntegrityError, RefusedError
+from ..secrets import Secret
 from ..storage import NewFile
 from ..units import KIB
 from ..wire import messages as m
+from ..wire.joining import Join
+from ..wire.names import check_tree_name
 from .calls import Answer, Call, Head, answer, listed, message
 from .sessions import Read
+from .turns import ORIGIN, Holder
 
-__all__ = ["close", "open_", "read", "read_many"]
+__all__ = ["close", "open_", "read", "read_many", "turn"]
 
 _RANGE = re.compile(r"bytes=(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
+_MAX_WORD = 4096
 _BATCH_BYTES = CHUNK_BYTES + 64 * KIB
 
 
@@ -77,3 +82,30 @@ def _range(request: web.BaseRequest, file: NewFile) -> tuple[int, int]:
     if not start < end <= file.size_bytes or end - start > CHUNK_BYTES:
         raise FormatError("a range that is not in its file, or longer than a chunk")
     return start, end
+
+
+async def turn(head: Head, call: Call) -> Answer:
+    asked = await message(head, call, m.Turn)
+    commit, now = f"{call.tree(asked.tree)}\n{asked.identity}", head.clock.monotonic()
+    if max(map(len, (asked.identity, asked.reader, asked.held))) > _MAX_WORD:
+        raise FormatError("a turn that makes no sense")
+    if asked.became == "done":
+        head.turns.done(commit, asked.reader, _holder(asked), now)
+    elif asked.became == "failed":
+        head.turns.failed(commit, asked.reader, now)
+    else:
+        source = head.turns.ask(commit, asked.reader, now).source
+        line, held = source or ORIGIN
+        return answer(m.Sent(go=source is not None, line=line, held=held))
+    return answer(m.Sent(go=False))
+
+
+def _holder(asked: m.Turn) -> Holder:
+    if not asked.line:
+        return ORIGIN
+    check_tree_name(asked.held)
+    try:
+        Join.parse(Secret(asked.line))
+    except ConfigError as exc:
+        raise FormatError(str(exc)) from None
+    return Holder(asked.line, asked.held)

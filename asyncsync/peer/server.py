@@ -45,6 +45,7 @@ from .onward import Nowhere, Onward
 from .protocol import Connections
 from .sessions import Push, Read, Sessions
 from .space import Space
+from .turns import Turns
 
 __all__ = ["PeerServer"]
 
@@ -179,6 +180,7 @@ class PeerServer:
             reads=reads,
             pushes=pushes,
             known=Known(),
+            turns=Turns(),
             onward=self._onward,
             clock=self._clock,
             root=root,

@@ -52,9 +52,11 @@ __all__ = [
     "Renewed",
     "Route",
     "Seen",
+    "Sent",
     "Sight",
     "Text",
     "TreeName",
+    "Turn",
     "Window",
     "decode",
     "encode",
@@ -123,6 +125,7 @@ ROUTES: dict[str, Route] = {
     "read": Route("GET", "/reads/{session}/blobs/{blob}", ("pull",)),
     "read_many": Route("POST", "/reads/{session}/batch", ("pull",)),
     "close": Route("DELETE", "/reads/{session}", ("pull",)),
+    "turn": Route("POST", "/turns", ("pull",)),
     "begin": Route("POST", "/pushes", ("push",), changes=True),
     "plan": Route("POST", "/pushes/{session}/plan", ("push",), changes=True),
     "recall": Route("POST", "/pushes/{session}/recall", ("push",), changes=True),
@@ -283,6 +286,32 @@ class Opened(Message, kw_only=True):
 
     session: str
     files: list[FileLine] = []
+
+
+class Turn(TreeName, kw_only=True):
+    """A reader asks where to read a commit, or says what became of it.
+
+    Attributes:
+        reader: 32 hexadecimal digits of its own.
+        became: `ask`, `done` (it has the commit) or `failed` (where it was sent, it did not get
+            it).
+        line, held: of `done`: the join string by which others reach it, and the name of the tree
+            there; empty: they cannot.
+    """
+
+    identity: str
+    reader: str
+    became: Literal["ask", "done", "failed"] = "ask"
+    line: str = ""
+    held: str = ""
+
+
+class Sent(Message, kw_only=True):
+    """Where to read: at the origin, where nothing is said but `go`; at another reader; or wait."""
+
+    go: bool
+    line: str = ""
+    held: str = ""
 
 
 class Begun(Message, kw_only=True):
