@@ -218,9 +218,14 @@ class FormatError(IntegrityError):
 
 
 class DeadlineError(AsyncSyncError, TimeoutError):
-    """The time that was allowed for the whole operation is over."""
+    """The time that was allowed for the whole operation is over.
+
+    Attributes:
+        missing: the ranks that had left no part, where many writers make one commit.
+    """
 
     exit_code = 10
+    missing: tuple[int, ...] = ()
 
 
 class TransferError(AsyncSyncError):

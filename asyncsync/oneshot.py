@@ -13,7 +13,7 @@ import anyio.to_thread
 from .errors import ConfigError, NotFoundError, quote
 from .events import Observer, ignore
 from .manifest import Kind
-from .storage import Deleted
+from .storage import Deleted, Group
 from .syncing import (
     Commit,
     Path,
@@ -51,6 +51,7 @@ async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise
     delete: bool = True,
     links: Links = "refuse",
     step: int | None = None,
+    group: Group | None = None,
     observe: Observer = ignore,
 ) -> Receipt:
     """Commit a local directory to a location. See `StorageSyncer.sync_up`."""
@@ -65,6 +66,7 @@ async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise
             delete=delete,
             links=links,
             step=step,
+            group=group,
         )
 
 

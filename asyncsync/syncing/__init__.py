@@ -1,5 +1,6 @@
 """Keeping a tree in sync: what moves it, by which settings, and what became of it."""
 
+from ..storage import Group
 from .base import AsyncSyncer, Path, Receipt, Replace, SyncPlan
 from .command import CommandSyncer
 from .commits import Commit, ProbeReport, VerifyReport
@@ -15,6 +16,7 @@ __all__ = [
     "AsyncSyncer",
     "CommandSyncer",
     "Commit",
+    "Group",
     "Isolation",
     "Path",
     "ProbeReport",

@@ -22,6 +22,8 @@ async def run_contended(request: Request, make: Callable[[Request], Upload]) -> 
     try:
         return await make(request).run()
     except ConflictError:
+        if request.group is not None:  # it has looked itself
+            raise
         # Somebody committed after we had looked: whether that is a conflict or the same content
         # is for a second look to say.
         return await _second(request, make)

@@ -5,14 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -32,7 +25,7 @@ from ..errors import (
 from ..events import FellBack, Kept, Observer, Snapshotted, Started, ignore
 from ..location import Location
 from ..manifest import Kind
-from ..storage import Backoff, Deleted, Rate, Stores, TreeStore, retry
+from ..storage import Backoff, Deleted, Group, Rate, Stores, TreeStore, retry
 from ..transfer import Bounds, Engine, Links, Snapshots
 from ..units import MIB
 from ..version import __version__
@@ -53,6 +46,7 @@ from .decisions import check_overlap
 from .download import Download, DownloadRequest
 from .follow import Watch, poll
 from .newest import Look, Newest
+from .part import PartUpload, Patience
 from .probing import probe_root
 from .requests import Request, check_snapshot, upload_request
 from .tools import Tools
@@ -155,11 +149,12 @@ class LoopSyncer:
         links: Links = "refuse",
         step: int | None = None,
         snapshot: Snapshot = False,
+        group: Mapping[str, Any] | None = None,
         observe: Observer = ignore,
     ) -> Receipt:
         request = upload_request(
             local_dir, remote_dir, exclude, include, kind, links,
-            replace=replace, delete=delete, step=step,
+            replace=replace, delete=delete, step=step, group=Group(**group) if group else None,
         )  # fmt: skip
         check_snapshot(snapshot)
         started = self._clock.monotonic()
@@ -168,7 +163,7 @@ class LoopSyncer:
             AsyncExitStack() as stack,
         ):
             await self._check_overlap(request.local, request.remote)
-            alone, held = self._writers.alone(request.remote), None
+            alone, held = self._writers.alone(request.remote, request.who), None
             if not snapshot:
                 await stack.enter_async_context(alone)
             observe(Started(direction="up", source=request.local, target=str(request.remote)))
@@ -185,9 +180,10 @@ class LoopSyncer:
                     observe(Snapshotted(way=held.way, waited_s=waited_s))
                     request = dataclasses.replace(request, held=held)
                 await stack.enter_async_context(alone)
-            receipt = await self._bounded(
-                "sync up", request.remote, lambda: run_contended(request, make), observe
-            )
+            patience = Patience(request, self._clock)
+            work = partial(run_contended, request, partial(make, patience=patience))
+            with patience.naming():
+                receipt = await self._bounded("sync up", request.remote, work, observe)
         if held is None:
             waited_s = self._clock.monotonic() - started
         way = held.way if held is not None else "in place"
@@ -397,8 +393,18 @@ class LoopSyncer:
             "run it again, or allow more time"
         )
 
-    def _upload(self, request: Request, store: TreeStore, tree: str, observe: Observer) -> Upload:
-        return Upload(request, store, tree, self._tools(observe))
+    def _upload(
+        self,
+        request: Request,
+        store: TreeStore,
+        tree: str,
+        observe: Observer,
+        patience: Patience | None = None,
+    ) -> Upload:
+        tools = self._tools(observe)
+        if patience is not None and request.group is not None:
+            return PartUpload(request, store, tree, tools, patience)
+        return Upload(request, store, tree, tools)
 
     def _download(
         self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer

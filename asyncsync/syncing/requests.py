@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from ..errors import ConfigError, quote
 from ..location import Location
 from ..manifest import Kind
 from ..patterns import Selection
+from ..storage import Group
 from ..transfer import Held, Links
 from .base import Path, Replace, Snapshot
 
@@ -32,6 +33,7 @@ class Request:
     links: Links = "refuse"
     step: int | None = None
     held: Held | None = None
+    group: Group | None = None
 
     @property
     def place(self) -> str:
@@ -57,6 +59,16 @@ class Request:
             "links": self.links,
         }
 
+    @property
+    def who(self) -> str:
+        """Which of the writers of one commit this is; empty where there is only one."""
+        return f"{self.group.rank} of {self.group.id}" if self.group else ""
+
+    @property
+    def group_values(self) -> dict[str, Any] | None:
+        """The group as plain values."""
+        return asdict(self.group) if self.group else None
+
     def inside(self, path: str) -> Request:
         """The same for a commit inside, as a tree of its own."""
         return Request(
@@ -81,6 +93,7 @@ def upload_request(  # noqa: PLR0913 - the front door's keywords
     replace: Replace,
     delete: bool,
     step: int | None = None,
+    group: Group | None = None,
 ) -> Request:
     """The request, checked: what cannot be written down, or read again, is refused here."""
     if kind not in (None, *get_args(Kind)):
@@ -91,6 +104,8 @@ def upload_request(  # noqa: PLR0913 - the front door's keywords
         raise ConfigError(f"delete is True or False, not {delete!r}")
     if not (isinstance(replace, bool) or replace == "own"):
         raise ConfigError(f"replace is True, False or 'own', not {replace!r}")
+    if group is not None:
+        kind = _kind_of_group(group, kind, replace)
     return Request(
         local=local_path(local_dir),
         remote=Location.parse(remote_dir),
@@ -100,7 +115,16 @@ def upload_request(  # noqa: PLR0913 - the front door's keywords
         delete=delete,
         links=links,
         step=_step(step),
+        group=group,
     )
+
+
+def _kind_of_group(group: Group, kind: Kind | None, replace: Replace) -> Kind:
+    if not isinstance(group, Group):
+        raise ConfigError(f"group is a Group, not {group!r}")
+    if kind == "rolling" or replace == "own":
+        raise ConfigError("a group commits a sealed tree, with replace=True or not at all over one")
+    return "sealed"
 
 
 def check_snapshot(snapshot: Snapshot) -> None:

@@ -14,7 +14,7 @@ from ..events import Observer, ignore
 from ..location import Location
 from ..manifest import Kind
 from ..patterns import Selection
-from ..storage import Deleted
+from ..storage import Deleted, Group
 from ..transfer import Links
 from ..units import MIB
 from .base import DAY_S, Path, Receipt, Replace, Snapshot, SyncPlan
@@ -153,6 +153,7 @@ class StorageSyncer:
         links: Links = "refuse",
         step: int | None = None,
         snapshot: Literal[False] = False,
+        group: Group | None = None,
         observe: Observer | None = None,
     ) -> Receipt: ...
 
@@ -170,6 +171,7 @@ class StorageSyncer:
         links: Links = "refuse",
         step: int | None = None,
         snapshot: Literal[True, "link"],
+        group: Group | None = None,
         observe: Observer | None = None,
     ) -> Saved: ...
 
@@ -186,6 +188,7 @@ class StorageSyncer:
         links: Links = "refuse",
         step: int | None = None,
         snapshot: Snapshot = False,
+        group: Group | None = None,
         observe: Observer | None = None,
     ) -> Receipt | Saved:
         """Make `remote_dir` hold what `local_dir` holds, and commit it.
@@ -198,29 +201,30 @@ class StorageSyncer:
 
         Args:
             exclude, include: gitignore patterns relative to `local_dir`.
-            kind: `sealed` (written once) or `rolling` (updated again and again); None takes that
-                of the commit that is there, or `sealed`.
+            kind: `sealed` (written once) or `rolling` (updated again and again); None: as there.
             replace: take the place of whatever commit is there; "own": if it came from here.
             delete: False keeps in a rolling target what is gone from the source.
             links: `follow` copies what links to files inside the tree lead to.
             step: training step to order commits by; None takes the number the name ends in.
             snapshot: True makes a second version of the tree, by reflinks or else by copying;
                 "link" second names, for who never rewrites a file in place.
+            group: `local_dir` is one rank's part of a sealed tree, committed when all are there.
+                The receipt is for the whole. Out of time, the same rank of the same id goes on.
 
         Raises:
-            ConflictError: another commit is there.
+            ConflictError: another commit is there, or a newer group.
             RefusedError: a name or kind of file that cannot be kept; nothing was moved.
             SourceChangedError: the source never held still.
-            DeadlineError: `sync_timeout` is over.
+            DeadlineError: `sync_timeout` or a group's `deadline_s` is over; names missing ranks.
             AsyncSyncError: another failure; its class says what to do.
         """
         asked = upload_request(
             local_dir, remote_dir, exclude, include, kind, links,
-            replace=replace, delete=delete, step=step,
+            replace=replace, delete=delete, step=step, group=group,
         )  # fmt: skip
 
         async def call(told: Observer | None) -> Receipt:
-            more = {"step": asked.step, "snapshot": snapshot}
+            more = {"step": asked.step, "snapshot": snapshot, "group": asked.group_values}
             return cast("Receipt", await self._call("sync_up", told, **asked.arguments, **more))
 
         if not snapshot:

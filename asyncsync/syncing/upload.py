@@ -309,12 +309,15 @@ class Upload:
             replace=request.replace,
         ):
             return
+        raise self._conflict(previous, found.kind)
+
+    def _conflict(self, previous: Manifest, kind: Kind) -> ConflictError:
         advice = (
             "a sealed tree changes only with replace"
-            if "sealed" in (found.kind, previous.header.kind)
+            if "sealed" in (kind, previous.header.kind)
             else "sync down first, or use replace"
         )
-        raise ConflictError(
+        return ConflictError(
             f"{self._where} holds another commit ({previous.identity[:12]}, "
             f"{len(previous.files)} files, step {previous.header.step}); {advice}",
             winner=previous.identity,
@@ -343,16 +346,18 @@ class Upload:
             return self._receipt(
                 found.previous, found, await self._store.confirm(self._tree), rounds=1
             )
+        manifest, durability, rounds = await self._write(source, found)
+        found.entries = manifest.files
+        if found.kind == "rolling":
+            await self._remember(found)
+        self._committed(manifest.identity, durability)
+        return self._receipt(manifest, found, durability, rounds)
+
+    async def _write(self, source: Directory, found: Found) -> tuple[Manifest, Durability, int]:
+        """Send and commit; the number of rounds it took."""
         attempt = new_attempt()
         remembering = Journal.open(self._request.local, str(self._request.remote), self._threads)
-        intent = Intent(
-            attempt=attempt,
-            expect=found.previous.identity if found.previous else None,
-            # An exchange of the whole directory would take the commits inside along.
-            in_place=found.kind == "rolling" or bool(found.nested),
-            writer=self._writer,
-            files=found.plan.send,
-        )
+        intent = self._intent(found, attempt)
         async with (
             remembering as self._journal,
             self._store.begin(self._tree, replace(intent, keep=self._journal.usable)) as writer,
@@ -360,17 +365,21 @@ class Upload:
             arrived = await self._journal.recall(writer, found.plan.send)
             rounds = await self._until_still(source, found, writer, found.plan.send, arrived)
             manifest, durability = await self._commit(source, found, writer, attempt)
-        found.entries = manifest.files
-        if found.kind == "rolling":
-            await self._remember(found)
-        self._observe(
-            Committed(
-                location=str(self._request.remote),
-                identity=manifest.identity,
-                durability=durability,
-            )
+        return manifest, durability, rounds
+
+    def _intent(self, found: Found, attempt: str) -> Intent:
+        return Intent(
+            attempt=attempt,
+            expect=found.previous.identity if found.previous else None,
+            # An exchange of the whole directory would take the commits inside along.
+            in_place=found.kind == "rolling" or bool(found.nested),
+            writer=self._writer,
+            files=found.plan.send,
         )
-        return self._receipt(manifest, found, durability, rounds)
+
+    def _committed(self, identity: str, durability: Durability) -> None:
+        location = str(self._request.remote)
+        self._observe(Committed(location=location, identity=identity, durability=durability))
 
     async def _commit(
         self, source: Directory, found: Found, writer: TreeWriter, attempt: str
@@ -469,7 +478,7 @@ class Upload:
     # -- results
 
     def _manifest(self, found: Found, attempt: str) -> Manifest:
-        request, previous = self._request, found.previous
+        request, previous = self._request, self._replaced(found)
         step = request.step if request.step is not None else step_of(request.remote.name)
         header = Header(
             kind=found.kind,
@@ -483,6 +492,9 @@ class Upload:
             parent=previous.identity if previous else None,
         )
         return Manifest.of(header, [*found.entries.values(), *found.kept(), *found.others])
+
+    def _replaced(self, found: Found) -> Manifest | None:
+        return found.previous
 
     def _receipt(
         self, manifest: Manifest, found: Found, durability: Durability, rounds: int

@@ -23,9 +23,13 @@ class Writers:
         self._queues: dict[str, anyio.Lock] = {}
 
     @asynccontextmanager
-    async def alone(self, location: Location) -> AsyncIterator[None]:
-        """Wait for those that came before, and be the only one for the length of the block."""
-        name = str(location)
+    async def alone(self, location: Location, who: str = "") -> AsyncIterator[None]:
+        """Wait for those that came before, and be the only one for the length of the block.
+
+        Args:
+            who: which of several writers that the store itself brings together.
+        """
+        name = f"{location} {who}" if who else str(location)
         queue = self._queues.setdefault(name, anyio.Lock())
         try:
             async with queue, self._turn(name):

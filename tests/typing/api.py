@@ -28,6 +28,8 @@ async def one_shot(path: Path) -> None:
         observe=observe,
     )
     assert_type(receipt, asyncsync.Receipt)
+    group = asyncsync.Group(id="run-3", rank=0, size=4, deadline_s=600.0)
+    assert_type(await asyncsync.sync_up(path, "s3://b/ckpt", group=group), asyncsync.Receipt)
     down = asyncsync.sync_down(
         "s3://bucket/ckpt", "out", include=["m*"], allow_unverified=True, observe=observe
     )
@@ -72,6 +74,8 @@ async def client(path: Path) -> None:
         assert_type(syncer, asyncsync.StorageSyncer)
         assert_type(await syncer.sync_up(path, "memory://run"), asyncsync.Receipt)
         assert_type(await syncer.sync_up(path, "gs://run", snapshot=False), asyncsync.Receipt)
+        group = asyncsync.Group(id="run-3", rank=0, size=4)
+        assert_type(await syncer.sync_up(path, "gs://run", group=group), asyncsync.Receipt)
         saved = await syncer.sync_up(path, "gs://run", snapshot=True)
         assert_type(saved, asyncsync.Saved)
         assert_type(await syncer.sync_up(path, "gs://run", snapshot="link"), asyncsync.Saved)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import anyio
 
 from ...errors import NotFoundError
+from ...manifest import FileEntry, Manifest
 from ..objects import Data, ObjectStore, Part, Upload
 from ..trees import NewFile
 
-__all__ = ["Arriving", "object_token", "part_token"]
+__all__ = ["Arriving", "not_whole", "object_token", "part_token"]
 
 
 def object_token(tag: str) -> str:
@@ -91,3 +94,24 @@ class Arriving:
             self.sizes.clear()
             self.parts.clear()
             self.published, self.tag = False, ""
+
+
+def not_whole(
+    manifest: Manifest,
+    arriving: Mapping[str, Arriving],
+    sent: Mapping[str, int],
+    old: Mapping[str, FileEntry],
+) -> list[str]:
+    """The files that neither have arrived nor are kept from the version that is replaced."""
+    missing: list[str] = []
+    for path, entry in manifest.files.items():
+        state, kept = arriving.get(path), old.get(path)
+        if state is not None:
+            there = state.whole and state.new.size_bytes == entry.size_bytes
+        elif path in sent:
+            there = sent[path] == entry.size_bytes
+        else:
+            there = kept is not None and kept.digest == entry.digest
+        if not there:
+            missing.append(path)
+    return missing

@@ -31,6 +31,7 @@ from ...units import MIB
 from ..groups import group_attempt
 from ..objects import Data, ObjectInfo
 from .place import Place
+from .sightings import TTL_S, Sightings
 
 __all__ = [
     "TTL_S",
@@ -44,9 +45,6 @@ __all__ = [
     "superseded",
     "theirs",
 ]
-
-TTL_S = 60.0
-"""A record that we saw unchanged for so long, on our own monotonic clock, is abandoned."""
 
 _VERSION = 1
 _RANGE_BYTES = 16 * MIB  # of a record, read at once
@@ -66,9 +64,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, rename={"version": "asyn
             of them is touched; for a delete, whatever it was told to delete.
         overwritten: files of the replaced commit that may hold other bytes than it says.
         released: the attempt has ended without finishing; anybody may take over at once.
-        group, size: the id of the writers whose parts are gathered here, and how many they are.
-            While they write, the attempt is that of their commit: the record is nobody's then.
-        fenced: attempts of groups that have been superseded, here or by who had the record before.
+        group, size: the id of the writers whose parts are gathered here, and how many they are;
+            while they write, the attempt is that of their commit, and the record nobody's.
+        fenced: attempts of groups that have been superseded, by this one or by one before.
     """
 
     version: int = _VERSION
@@ -171,32 +169,6 @@ def _unreadable(place: Place) -> FormatError:
         "release that began it, or look at the object and delete it",
         side="target",
     )
-
-
-class Sightings:
-    """Since when each record has been seen unchanged: tells an abandoned attempt from a slow one.
-
-    Pure but for the clock, which is this machine's own: no two clocks are ever compared.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._seen: dict[str, tuple[str, float]] = {}
-
-    def left_s(self, tree: str, tag: str) -> float:
-        """Seconds until the record `tag` of `tree` counts as abandoned; at most 0: now."""
-        now = self._clock.monotonic()
-        if self._seen.get(tree, ("", 0.0))[0] != tag:
-            self._seen[tree] = (tag, now)
-        return self._seen[tree][1] + TTL_S - now
-
-    def expire(self, tree: str, tag: str) -> None:
-        """The record `tag` of `tree` counts as abandoned, by what else is known of it."""
-        self._seen[tree] = (tag, -inf)
-
-    def forget(self, tree: str) -> None:
-        """Nobody is waiting for this tree any more."""
-        self._seen.pop(tree, None)
 
 
 class Lease:
@@ -439,11 +411,8 @@ async def _put(place: Place, record: Record, tag: str | None) -> str:
 def superseded(place: Place, group: str, record: Record) -> ConflictError:
     """The error for a group whose place another attempt has taken."""
     by = "another sync" if record.group is None else f"group {quote(record.group)}"
-    return ConflictError(
-        f"{place.where}: group {quote(group)} has been superseded by {by}; a trainer that is "
-        "restarted takes another id for its group",
-        winner="",
-    )
+    what = f"{place.where}: group {quote(group)} has been superseded by {by}"
+    return ConflictError(f"{what}; a trainer that is restarted takes another id", winner="")
 
 
 def _taken_over(place: Place) -> BusyError:
@@ -463,7 +432,7 @@ async def let_go(place: Place, attempt: str) -> None:
 
 
 async def hand_back(place: Place, attempt: str) -> None:
-    """Leave the record to the ranks of its group, if it was perhaps taken over by `attempt`."""
+    """Leave the record to the ranks of its group, if `attempt` has it."""
     there = await read_record(place)
     if there is not None and there.record.attempt == attempt:
         await _write(place, _gathering(there.record), there.tag)

@@ -104,9 +104,10 @@ class _WholeWriter(CommittedWriter):
                 lost.append(file.path)
         return lost
 
-    async def _conclude(self) -> None:
+    async def _abort_uploads(self) -> None:
+        """The last before the record goes: what the ranks have left goes with it."""
+        await super()._abort_uploads()
         await sweep(self._place)
-        await super()._conclude()
 
 
 def _file(entry: FileEntry) -> NewFile:

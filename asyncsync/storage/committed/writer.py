@@ -33,7 +33,7 @@ from ...manifest import Manifest
 from ...names import is_commit_file
 from ..objects import Condition, Data, Upload
 from ..trees import Block, Durability, File, Intent, NewFile, Stored
-from .arriving import Arriving, object_token
+from .arriving import Arriving, not_whole, object_token
 from .claims import Claims
 from .place import Found, Place, clash, conflict
 from .recalled import Recalled
@@ -51,8 +51,7 @@ class CommittedWriter:
     Args:
         lease: the attempt record, held.
         old: the commit that is replaced.
-        fresh: nothing was there when the attempt began, so no name needs to be looked up.
-        also: names that those had recorded for whom this attempt works.
+        fresh, also: see Claims.
     """
 
     def __init__(
@@ -276,17 +275,7 @@ class CommittedWriter:
 
     def _check_whole(self, manifest: Manifest) -> None:
         old = self._old.manifest.files if self._old else {}
-        missing: list[str] = []
-        for path, entry in manifest.files.items():
-            state, kept = self._files.get(path), old.get(path)
-            if state is not None:
-                there = state.whole and state.new.size_bytes == entry.size_bytes
-            elif path in self._sent:
-                there = self._sent[path] == entry.size_bytes
-            else:
-                there = kept is not None and kept.digest == entry.digest
-            if not there:
-                missing.append(path)
+        missing = not_whole(manifest, self._files, self._sent, old)
         if missing:
             raise IntegrityError(
                 f"{quote_some(missing)} did not arrive whole in {self._place.where}; send again",
@@ -404,11 +393,8 @@ class CommittedWriter:
             await self.lease.check()
             await self._place.delete(stale)
         await self._abort_uploads()
-        await self._conclude()
-        self.finished = True
-
-    async def _conclude(self) -> None:
         await self.lease.drop()
+        self.finished = True
 
     async def _abort_uploads(self) -> None:
         if self._uploading or self.lease.inherited is not None:

@@ -80,5 +80,5 @@ def error_of(value: Mapping[str, Any]) -> Exception:
     Exception.__init__(ours, value["message"])
     if "failures" in details:
         details["failures"] = tuple(error_of(failure) for failure in details["failures"])
-    vars(ours).update(details, paths=tuple(details["paths"]))
+    vars(ours).update({k: tuple(v) if isinstance(v, list) else v for k, v in details.items()})
     return ours
