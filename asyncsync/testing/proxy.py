@@ -212,8 +212,6 @@ class FaultProxy:
         while listener.fileno() >= 0:
             try:
                 client, _ = listener.accept()
-            except ConnectionAbortedError:
-                continue
             except BlockingIOError:
                 try:
                     await anyio.wait_readable(listener)
@@ -371,5 +369,4 @@ async def _received(source: socket.socket) -> bytes:
 async def _drained(sink: socket.socket) -> None:
     """Wait until the kernel has sent all it was given: what it still holds, a reset would lose."""
     sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
-    await anyio.wait_writable(sink)  # by the line before: only with less than 1 byte unsent
-    sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
+    await anyio.wait_writable(sink)  # it is so only with less than that unsent

@@ -323,6 +323,14 @@ async def test_bytes_and_ends_pass_in_both_directions() -> None:
         assert connection.passed_bytes == {"request": len(REQUEST), "response": len(ANSWER)}
 
 
+async def test_small_pieces_are_not_held_back() -> None:
+    async with lab() as here:
+        await here.pair()
+
+        for end in here.proxy.connections[0].ends:
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize("direction", BOTH)
 async def test_much_passes_as_it_is(direction: Direction) -> None:
     async with lab() as here:
@@ -402,7 +410,7 @@ async def test_a_reset_by_an_end_is_one_for_the_other() -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 10, len(REQUEST)])
 async def test_a_reset_lets_exactly_so_many_bytes_of_a_request_through(at: int) -> None:
-    async with lab(Reset(at=at)) as here:
+    async with lab(Reset(at=at), Flip(at=at)) as here:
         client, server = await here.pair()
         await settle()
         assert client.ended == server.ended == ""
@@ -462,6 +470,23 @@ async def test_a_finish_ends_one_direction_and_the_other_goes_on(
 
         assert sender.ended == ""
         assert here.proxy.connections[0].passed_bytes[direction] == at
+
+
+async def test_after_a_finish_the_answer_arrives_at_a_slow_client() -> None:
+    answer = BIG[: 256 * 1024]
+    async with lab(Finish(at=1)) as here:
+        client, server = await here.pair()
+        client.transport.pause_reading()
+        client.send(REQUEST)
+        await server.until_ended("fin")
+        server.send(answer)
+        server.transport.close()
+        await here.at_rest("response")
+        client.transport.write_eof()
+        await here.closed(1)
+        client.transport.resume_reading()
+
+        assert await client.until_ended("fin") == answer
 
 
 @pytest.mark.parametrize("at", [0, 1, len(REQUEST)])
@@ -791,6 +816,19 @@ async def test_a_partition_holds_what_is_in_the_middle_of_being_sent() -> None:
 
         here.proxy.heal()
         await server.until_received(BIG)
+
+
+@pytest.mark.parametrize("blocked", BOTH)
+async def test_in_a_partition_no_end_is_heard(blocked: Direction) -> None:
+    async with lab() as here:
+        sender, receiver = ordered(blocked, await here.pair())
+        here.proxy.partition(blocked)
+        sender.transport.write_eof()
+        await settle()
+        assert receiver.ended == ""
+
+        here.proxy.heal()
+        assert await receiver.until_ended("fin") == b""
 
 
 async def test_in_a_partition_no_fault_acts() -> None:
