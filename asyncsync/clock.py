@@ -7,7 +7,7 @@ from typing import Protocol
 
 import anyio
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SteadyClock", "SystemClock"]
 
 
 class Clock(Protocol):
@@ -37,3 +37,18 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
+
+
+class SteadyClock:
+    """Another clock, whose `monotonic` goes on from where it was if that one's goes back."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self.now, self.sleep = clock, clock.now, clock.sleep
+        self._ahead_s, self._last = 0.0, clock.monotonic()
+
+    def monotonic(self) -> float:
+        time_s = self._clock.monotonic() + self._ahead_s
+        if time_s < self._last:
+            self._ahead_s, time_s = self._ahead_s + self._last - time_s, self._last
+        self._last = time_s
+        return time_s

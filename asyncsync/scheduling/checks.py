@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import inf
 
 from ..errors import AsyncSyncError, ConfigError, TransferError, TransientError, quote
 from ..patterns import Selection
 from ..syncing import AsyncSyncer, SyncConfig
-from .jobs import Direction
+from .jobs import Direction, Target
 from .trials import Trial
 
 __all__ = [
     "check_alone",
     "check_apart",
+    "check_free",
     "check_name",
     "check_number",
     "check_syncer",
@@ -53,6 +54,14 @@ def check_apart(trial: Trial, name: str) -> None:
         raise ConfigError(
             f"{quote(inside)} is synced as a part of {quote(trial.local)}; tell `add` how "
             f"checkpoints are named, as in checkpoints={name.rstrip('0123456789') + '*/'!r}"
+        )
+
+
+def check_free(targets: Mapping[str, Target], remote: str) -> None:
+    """Refuse a place that the directory of a trial goes to."""
+    if remote in targets and (trees := targets[remote].trees):
+        raise ConfigError(
+            f"{quote(remote)} is the target of trial {quote(trees[0].trial)}; give each its own"
         )
 
 

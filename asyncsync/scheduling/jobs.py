@@ -142,4 +142,6 @@ class Tree:
 
     def due_at(self, period_s: float) -> float:
         """When a sync that nobody asked for may start."""
+        if self.succeeded_at == -inf:
+            return self.rests_until  # whatever the period: it may be endless
         return max(self.succeeded_at + period_s, self.rests_until)

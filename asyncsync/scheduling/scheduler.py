@@ -8,7 +8,7 @@ from math import inf
 from types import TracebackType
 from typing import Any, Self
 
-from ..clock import Clock, SystemClock
+from ..clock import Clock, SteadyClock, SystemClock
 from ..concurrency import Threads
 from ..errors import ConfigError, quote
 from ..syncing import AsyncSyncer, Path, Replace, StorageSyncer, SyncConfig, local_path, within
@@ -50,7 +50,7 @@ class SyncScheduler:
         snapshot_bytes: files that snapshots of checkpoints may hold; None: half of what is free.
         observe: is called with every event, in a thread of its own; asyncio programs rather read
             `events`. What it raises, or that it does not return, is in `status` and raised by
-            `drain`, and it is not called again.
+            `drain`, and until then it is not called again.
         clock: what it takes the time from.
 
     Raises:
@@ -80,7 +80,7 @@ class SyncScheduler:
         self._moves_trees = self._syncer is not None and (not cloud or self._config.sync_artifacts)
         self._at_once = cloud or self._config.sync_on_checkpoint
         self._rules = Rules.of(self._config, overlap=overlap)
-        self._max_syncs, self._clock = max_syncs, clock or SystemClock()
+        self._max_syncs, self._clock = max_syncs, SteadyClock(clock or SystemClock())
         self._book, self._ledger = Book(self._rules, max_syncs), Ledger()
         self._listeners = Listeners(observe)
         self._runner = Runner(
@@ -185,20 +185,18 @@ class SyncScheduler:
         local = local_path(local_dir)
         remote = remote_of(trial, local, remote_dir, self._config.upload_dir, self._syncer)
         checks.check_alone(self._trials.values(), local, direction, trial)
-        target = self._book.target(remote)
-        if target.trees:
-            raise ConfigError(f"{quote(remote)} is the target of another trial; give each its own")
+        checks.check_free(self._book.targets, remote)
         if not (delete or isinstance(self._syncer, StorageSyncer)):
             raise ConfigError("delete=False is for a StorageSyncer; tell your own syncer itself")
         tree = Tree(
             trial=trial,
             source=local,
-            target=target,
+            target=self._book.target(remote),
             direction=direction,
             exclude=checks.excluded(checkpoints, exclude),
             delete=delete,
         )
-        target.trees.append(tree)
+        tree.target.trees.append(tree)
         self._trials[trial] = Trial(trial, local, remote, tree)
 
     def report(
@@ -282,6 +280,7 @@ class SyncScheduler:
         found, source = self._trial(trial), local_path(path)
         name = name_below(source, found.local)
         target = f"{found.remote.rstrip('/')}/{name}"
+        checks.check_free(self._book.targets, target)
         job = Job(
             trial=trial,
             source=source,
@@ -347,6 +346,7 @@ class SyncScheduler:
 
         Raises:
             DrainError: something has failed; it has the same report.
+            ConfigError: nothing has, but the observer.
         """
         self._check_open()
         if deadline_s is not None and not 0 <= deadline_s < inf:
@@ -366,13 +366,14 @@ class SyncScheduler:
         self._runner.withdraw(self._book.held_up(), reasons.held_up)
         await self._listeners.heard()
         report = self._ledger.report()
-        if (error := self._listeners.error) is not None:
-            self._listeners.error = None
+        error, self._listeners.error = self._listeners.error, None
+        fatal = [e for e in report.lost if strict or not isinstance(e.error, reasons.LateError)]
+        if fatal or (report.lost and error is not None):
+            raise DrainError(report) from error
+        if error is not None:
             raise ConfigError(
                 f"the observer failed, and was not called since: {error!r}"
             ) from error
-        if any(strict or not isinstance(one.error, reasons.LateError) for one in report.lost):
-            raise DrainError(report)
         return report
 
     async def _finish(self) -> None:

@@ -886,7 +886,7 @@ async def test_trials_that_were_added_twice_or_never_or_share_a_target(stage: St
     async with stage.open() as scheduler:
         with pytest.raises(ConfigError, match="already"):
             stage.add(scheduler, "a")
-        with pytest.raises(ConfigError, match="another trial"):
+        with pytest.raises(ConfigError, match="target of trial a; give each"):
             scheduler.add("b", local_dir=stage.place / "b", remote_dir="x://a")
         with pytest.raises(ConfigError, match="add it first"):
             scheduler.report("b")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
+from math import ceil, inf
 
 import pytest
 from hypothesis import given, settings
@@ -106,6 +106,36 @@ def test_urgent_ones_go_first_and_old_ones_before_them() -> None:
         book.succeeded(job, now)
 
     assert order == ["t2", "t0", "t3", "t1"]
+
+
+def test_nothing_starves_behind_more_urgent_work_than_there_is_time_for() -> None:
+    book, trees = make(slots=1)
+    now = 0.0
+    book.ask(checkpoint("t1", "c0"), now)
+    (job,) = book.starts(now)
+    book.report(trees[0], now)
+    first: list[float] = []
+    while job.trial != "t0":
+        for number in range(3):  # while one is written, three others come
+            book.ask(checkpoint("t1", f"c{now}.{number}"), now)
+        first.append(job.asked_at)
+        now += 10.0
+        book.succeeded(job, now)
+        (job,) = book.starts(now)
+
+    assert first == [0.0, *(at for at in (0.0, 10.0, 20.0, 30.0, 40.0, 50.0) for _ in range(3))]
+
+
+@pytest.mark.parametrize(("later_s", "first"), [(59.9, "t1"), (60.0, "t0"), (60.1, "t0")])
+def test_a_minute_is_worth_a_step_of_urgency(later_s: float, first: str) -> None:
+    book, trees = make(slots=1)
+    book.ask(checkpoint("t2", "c"), 0.0)
+    (running,) = book.starts(0.0)
+    book.report(trees[0], 10.0)
+    book.ask(checkpoint("t1", "c"), 10.0 + later_s)
+    book.succeeded(running, 100.0)
+
+    assert [job.trial for job in book.starts(100.0)] == [first]
 
 
 def test_what_has_been_replaced_in_line_takes_no_room_there() -> None:
@@ -252,7 +282,19 @@ class World:
     def start(self) -> None:
         for job in self.book.starts(self.now):
             assert job.not_before <= self.now
+            self.check_order(job)
         self.check()
+
+    def check_order(self, started: Job) -> None:
+        """Nobody who could start is overtaken by what came long enough after."""
+        for target in self.book.targets.values():
+            first = next(iter(target.waiting), None)
+            if first and target.running is None and not target.stuck and self.may_start(first):
+                urgent_s = 60.0 * (first.urgency - started.urgency)
+                assert started.asked_at <= first.asked_at + urgent_s
+
+    def may_start(self, job: Job) -> bool:
+        return job.not_before <= self.now
 
     def end(self, job: Job, how: str) -> None:
         if how == "good":
@@ -335,24 +377,30 @@ def test_no_latest_state_is_lost_and_every_request_ends(
     assert all(tree.changed_at == inf for tree in trees)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
-    gaps=st.lists(st.floats(0.1, 40), min_size=5, max_size=60),
+    gaps=st.lists(st.one_of(st.just(0.0), st.floats(0.1, 40)), min_size=5, max_size=80),
     transfer_s=st.floats(0.1, 100),
+    trials=st.integers(1, 9),
+    slots=st.integers(1, 4),
 )
-def test_while_there_are_slots_the_copy_is_at_most_a_period_and_a_transfer_old(
-    gaps: list[float], transfer_s: float
+def test_the_copy_is_at_most_a_period_a_transfer_and_the_time_in_line_old(
+    gaps: list[float], transfer_s: float, trials: int, slots: int
 ) -> None:
-    book, trees = make(slots=TRIALS)
+    book = Book(Rules(period_s=PERIOD), slots)
+    trees = [tree_of(book, f"t{n}") for n in range(trials)]
     ends: list[tuple[float, Job]] = []
     changed: dict[str, list[float]] = {tree.trial: [] for tree in trees}
-    bound = max(PERIOD, transfer_s) + transfer_s + 1e-6
+    in_line_s = 0.0 if trials <= slots else ceil(trials / slots) * transfer_s
+    bound = max(PERIOD, transfer_s) + in_line_s + transfer_s + 1e-6
     now = 0.0
 
     def run_until(end: float) -> None:
         nonlocal now
         while True:
-            ends.extend((now + transfer_s, job) for job in book.starts(now))
+            for job in book.starts(now):
+                assert job.started_at - job.asked_at <= in_line_s + 1e-6  # told as `queued_s`
+                ends.append((now + transfer_s, job))
             moments = [when for when, _ in ends]
             if (at := book.next_at()) < inf:
                 moments.append(at)
@@ -369,7 +417,7 @@ def test_while_there_are_slots_the_copy_is_at_most_a_period_and_a_transfer_old(
 
     for number, gap in enumerate(gaps):
         run_until(now + gap)
-        tree = trees[number % TRIALS]
+        tree = trees[number % trials]
         changed[tree.trial].append(now)
         book.report(tree, now)
     run_until(now + 10 * bound)
