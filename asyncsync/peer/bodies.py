@@ -6,13 +6,15 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import NamedTuple, cast
 
 from aiohttp import web
 
 from ..clock import Clock
-from ..errors import FormatError, RefusedError, StalledError, TransientError
+from ..digest import CHUNK_BYTES
+from ..errors import AsyncSyncError, FormatError, RefusedError, StalledError, TransientError
 from ..units import KIB, MIB
 from ..wire.messages import CONTENT_TYPE
 from .protocol import PeerProtocol
@@ -112,6 +114,17 @@ class Bodies:
     async def whole(self, request: web.BaseRequest, most: int) -> bytes:
         """Take a body of at most that many bytes. Raises as `fill`, or RefusedError."""
         return b"".join([data async for data in self.pieces(request, length_of(request, most))])
+
+    async def drop(self, request: web.BaseRequest) -> None:
+        """Take in a body, as long as a chunk at most, that nobody wants.
+
+        Whoever is still sending hears only of a connection that broke, and not why.
+        """
+        length = request.content_length or 0
+        if length <= CHUNK_BYTES:
+            with suppress(AsyncSyncError):  # it had been taken already, or does not come
+                async for _ in self.pieces(request, length):
+                    continue
 
     async def pieces(self, request: web.BaseRequest, length: int) -> AsyncIterator[bytes]:
         """The pieces of a body as they arrive; together exactly that many bytes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import ssl
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import anyio
 
+from ...clock import Clock, SystemClock
 from ...concurrency import Threads
 from ...errors import (
     AsyncSyncError,
@@ -18,21 +20,25 @@ from ...errors import (
     TransientError,
     quote,
 )
+from ...secrets import Secret
 from ...wire import messages as m
-from ...wire.failures import UnauthorizedError, error_of
+from ...wire.claims import DEFAULT_LIFE_S
+from ...wire.failures import GoneError, UnauthorizedError, error_of
 from ...wire.names import check_session_id
+from ...wire.tokens import claims_of
 from ...wire.trust import client_context
 from ..dialing import Direct
 from ..heads import Head
 from ..http import Answer, Http
 from ..objects import Data
-from .credentials import Access, find_access
+from .credentials import Access, find_access, keep_access
 
 __all__ = ["Link", "fetch_authority"]
 
 T = TypeVar("T")
 
 _STALL_S = 60.0
+_ASK_AGAIN_S = 3600.0
 _MAX_AUTHORITY_BYTES = 16 * 1024
 _PROXIES = (408, 502, 503, 504)  # what stands before a head says so while the head does not answer
 
@@ -40,6 +46,7 @@ _PROXIES = (408, 502, 503, 504)  # what stands before a head says so while the h
 class _Opened(NamedTuple):
     http: Http
     access: Access
+    renew_at: float
 
 
 class Link:
@@ -48,15 +55,25 @@ class Link:
     Args:
         authority: `HOST:PORT`.
         secure: over TLS.
+        clock: by which a token is renewed.
+        access: what lets us in; None: what `find_access` finds.
     """
 
     def __init__(
-        self, authority: str, *, secure: bool, threads: Threads, max_requests: int
+        self,
+        authority: str,
+        *,
+        secure: bool,
+        threads: Threads,
+        max_requests: int,
+        clock: Clock | None = None,
+        access: Access | None = None,
     ) -> None:
         self.where = f"{'peers' if secure else 'peer'}://{authority}"
         self._authority, self._secure = authority, secure
         self._base = f"{'https' if secure else 'http'}://{authority}"
         self._threads, self._max_requests = threads, max_requests
+        self._clock, self._given = clock or SystemClock(), access
         self._opened: _Opened | None = None
         self._turn = anyio.Lock()
 
@@ -75,6 +92,15 @@ class Link:
         """
         data = b"" if body is None else m.encode(body)
         return await self.send(name, data, what=what, session=session)
+
+    async def end(self, name: str, body: object, *, what: str, session: str) -> None:
+        """End a session; once more, if the connection breaks: else it would be held for long."""
+        try:
+            await self.ask(name, body, what=what, session=session)
+        except GoneError:
+            return
+        except TransientError:
+            await self.ask(name, body, what=what, session=session)
 
     async def told(self, kind: type[T], name: str, body: object, *, what: str) -> T:
         """The message that a head answers a message with. Raises as `ask`."""
@@ -130,16 +156,16 @@ class Link:
     ) -> Answer:
         """Send bytes; see `Http.send`. Raises as `ask`."""
         opened = self._opened or await self._open()
+        if self._clock.now() >= opened.renew_at:
+            opened = await self._renew(opened)
         try:
             return await self._once(opened, name, data, what, session, blob, headers, into)
         except UnauthorizedError:
             # The token may have been changed for another one since it was read.
-            renewed = await self._threads.run(find_access, self._authority, self._secure)
-            if renewed.token == opened.access.token:
+            found = await self._look()
+            if found.token == opened.access.token:
                 raise
-            opened = opened._replace(access=renewed)
-            if self._opened is not None:  # else it has been closed meanwhile
-                self._opened = opened
+            opened = self._use(_with(opened, found))
         return await self._once(opened, name, data, what, session, blob, headers, into)
 
     async def _once(
@@ -185,6 +211,11 @@ class Link:
                 f"{what}: something before {self.where} answers with status {head.status}; check "
                 "that the head runs"
             )
+        if version is None and head.status == 400:  # what reads HTTP there knows of no version
+            raise TransientError(
+                f"{what}: {self.where} did not understand it: it was damaged on its way, or that "
+                "is no asyncsync head; check the address"
+            )
         if version is None:
             raise self.foreign(what, f"status {head.status} without a version")
         if version != str(m.VERSION):
@@ -214,7 +245,7 @@ class Link:
     async def _open(self) -> _Opened:
         async with self._turn:
             if self._opened is None:
-                access = await self._threads.run(find_access, self._authority, self._secure)
+                access = await self._look()
                 context = await self._context(access)
                 advice = f"take a new join string from the head at {self._authority}"
                 http = Http(
@@ -223,8 +254,34 @@ class Link:
                     direct=Direct(context, advice),
                 )
                 await http.open(self._threads)
-                self._opened = _Opened(http, access)
+                self._opened = _with(_Opened(http, access, 0.0), access)
         return self._opened
+
+    def _use(self, opened: _Opened) -> _Opened:
+        if self._opened is not None:  # else it has been closed meanwhile
+            self._opened = opened
+        return opened
+
+    async def _look(self) -> Access:
+        """What lets us in, as it is now."""
+        if self._given is not None:
+            return self._given
+        return await self._threads.run(find_access, self._authority, self._secure)
+
+    async def _renew(self, opened: _Opened) -> _Opened:
+        """Have the token for another while; if that fails, it is asked for again later."""
+        what = f"renew the token for {self.where}"
+        # Whoever sends something meanwhile does not ask, too.
+        opened = self._use(opened._replace(renew_at=self._clock.now() + _ASK_AGAIN_S))
+        try:
+            found = await self._look()
+            if found.token == opened.access.token:  # else somebody has joined, or renewed it
+                answer = await self._once(opened, "renew", b"", what, "", 0, None, None)
+                found = found._replace(token=Secret(self.read(m.Renewed, answer, what).token))
+                await self._threads.run(keep_access, self._authority, found)
+            return self._use(_with(opened, found))
+        except AsyncSyncError:
+            return opened
 
     async def _context(self, access: Access) -> ssl.SSLContext | None:
         if access.fingerprint is None:
@@ -237,6 +294,14 @@ class Link:
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened.http.aclose()
+
+
+def _with(opened: _Opened, access: Access) -> _Opened:
+    """The same with another token; in the middle of its life it has to be renewed."""
+    claims = claims_of(access.token)
+    lasts = claims.expires_at - claims.not_before >= DEFAULT_LIFE_S
+    renew_at = (claims.not_before + claims.expires_at) / 2 if lasts else math.inf
+    return _Opened(opened.http, access, renew_at)
 
 
 async def fetch_authority(address: str, threads: Threads) -> str:

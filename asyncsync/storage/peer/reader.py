@@ -41,9 +41,8 @@ class Reader:
 
     async def end(self) -> None:
         """Close it, if it is open."""
-        if not self._session:
-            return
-        await self._link.ask("close", what=f"close {self._where}", session=self._session)
+        if self._session:
+            await self._link.end("close", None, what=f"close {self._where}", session=self._session)
 
     async def read(
         self, file: NewFile, start: int, end: int, into: memoryview | None = None

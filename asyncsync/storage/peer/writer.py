@@ -65,7 +65,7 @@ class Writer:
         """Leave it, if it was not committed."""
         if self._session and not self._over:
             what = f"leave {self._where}"
-            await self._link.ask("leave", m.Leave(keep=keep), what=what, session=self._session)
+            await self._link.end("leave", m.Leave(keep=keep), what=what, session=self._session)
 
     async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask; if the head knows nothing of this push any more, begin again and ask once more."""
