@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..secrets import Secret
 from ..storage import TreeStore
-from ..storage.local import LocalTrees
+from ..storage.local import HeldRoot, LocalTrees
 from ..units import MIB
 from ..wire import messages as m
 from ..wire.claims import DEFAULT_LIFE_S, WORKER, Claims, Operation
@@ -161,7 +161,9 @@ class PeerServer:
         threads = Threads(max(8, 2 * self._limits.hash_threads))
         stack.callback(threads.close)
         root = await threads.run(_real_root, self._root)
-        store: TreeStore = LocalTrees(root, threads)
+        # Others name the trees, and may write below the root by other ways, too.
+        store: TreeStore = LocalTrees(await threads.run(HeldRoot, root), threads)
+        stack.push_async_callback(store.aclose)
         group = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(group.cancel_scope.cancel)
         bodies = Bodies(self._clock, self._limits.body_idle_s)

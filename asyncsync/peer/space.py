@@ -6,7 +6,7 @@ import os
 from typing import NamedTuple
 
 from ..concurrency import Threads
-from ..errors import NoSpaceError
+from ..errors import NoSpaceError, os_errors
 from ..wire.limits import Limits
 
 __all__ = ["Room", "Space"]
@@ -35,7 +35,8 @@ class Space:
 
     async def room(self) -> Room:
         """Look how much there is. The file system may be one that takes long to say."""
-        return await self._threads.run(self._look)
+        with os_errors("target", "the root of the head"):
+            return await self._threads.run(self._look)
 
     def _look(self) -> Room:
         found = os.statvfs(self._root)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from asyncsync.concurrency import Threads
 from asyncsync.storage import Backoff, Rate, TreeStore
-from asyncsync.storage.local import LocalTrees
+from asyncsync.storage.local import HeldRoot, LocalTrees, fs
 from asyncsync.storage.wrappers import equip_trees
 from asyncsync.testing import FakeClock, TreeStoreContract
 
@@ -44,6 +45,24 @@ class TestLocal(OnDisk):
     @pytest.fixture
     async def store(self, root: Path) -> TreeStore:
         return LocalTrees(str(root), Threads(4))
+
+
+class TestLocalHeld(OnDisk):
+    """Relative to a held directory: the way that a head keeps the trees of others."""
+
+    @pytest.fixture
+    async def store(self, root: Path) -> AsyncIterator[TreeStore]:
+        threads = Threads(4)
+        store = LocalTrees(await threads.run(HeldRoot, str(root)), threads)
+        yield store
+        await store.aclose()
+
+
+@pytest.mark.one_loop
+class TestLocalHeldWithoutOpenat2(TestLocalHeld):
+    @pytest.fixture(autouse=True)
+    def old_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fs, "_has_openat2", lambda: False)
 
 
 class TestLocalInOneThread(OnDisk):

@@ -14,6 +14,7 @@ from asyncsync.errors import ConfigError, IntegrityError, NotFoundError
 from asyncsync.names import ROOT_MARKER
 from asyncsync.storage.local import marking
 from asyncsync.storage.local.fs import write_at
+from asyncsync.storage.local.place import Root
 from asyncsync.syncing.probing import marker_in
 
 from .trees import content, make
@@ -82,11 +83,11 @@ def test_of_two_that_mark_at_the_same_moment_both_read_the_same_whole_marker(
         write(fd, marker[:3], offset)
         monkeypatch.setattr(marking, "write_at", write)
         assert marker_in(str(tmp_path)) is None  # nobody sees half of it
-        others.append(marking.mark_root(str(tmp_path), "", b"the other"))
+        others.append(marking.mark_root(Root(str(tmp_path)), "", b"the other"))
         write(fd, marker[3:], offset + 3)
 
     monkeypatch.setattr(marking, "write_at", write_slowly)
-    mine = marking.mark_root(str(tmp_path), "", b"mine")
+    mine = marking.mark_root(Root(str(tmp_path)), "", b"mine")
 
     assert [mine] == others == [b"the other"]
     assert os.listdir(tmp_path) == [ROOT_MARKER]
@@ -102,9 +103,9 @@ def test_who_dies_while_it_marks_leaves_the_name_free(
         patched.setattr(marking, "write_at", die)
         patched.setattr(marking, "remove_tree", lambda *args: None)  # it cannot tidy up either
         with pytest.raises(KeyboardInterrupt):
-            marking.mark_root(str(tmp_path), "", b"half")
+            marking.mark_root(Root(str(tmp_path)), "", b"half")
 
-    assert marking.mark_root(str(tmp_path), "", b"whole") == b"whole"
+    assert marking.mark_root(Root(str(tmp_path)), "", b"whole") == b"whole"
     assert content(tmp_path) == {}
 
 
@@ -114,10 +115,10 @@ def test_where_nobody_may_write_any_more_the_marker_is_read(
     def refuse(*args: Any, **more: Any) -> None:
         raise OSError(errno.EROFS, "read-only")
 
-    marking.mark_root(str(tmp_path), "", b"first")
+    marking.mark_root(Root(str(tmp_path)), "", b"first")
     monkeypatch.setattr(os, "mkdir", refuse)
 
-    assert marking.mark_root(str(tmp_path), "", b"second") == b"first"
+    assert marking.mark_root(Root(str(tmp_path)), "", b"second") == b"first"
 
 
 async def test_only_directories_here_are_shared(tmp_path: Path) -> None:

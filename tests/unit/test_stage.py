@@ -10,6 +10,7 @@ import pytest
 
 from asyncsync.digest import CHUNK_BYTES, digest
 from asyncsync.storage.local.cleaning import clean
+from asyncsync.storage.local.place import Root
 from asyncsync.storage.local.stage import Stage
 from asyncsync.storage.local.unfinished import forget_others, unfinished
 from asyncsync.storage.trees import Block, NewFile
@@ -93,9 +94,9 @@ def test_a_stage_is_as_old_as_the_last_write_into_it(tmp_path: Path, parent: int
     stage.stays = True
     stage.close()
 
-    assert clean(str(tmp_path), "ckpt", DAY_S) == []
+    assert clean(Root(str(tmp_path)), "ckpt", DAY_S) == []
     os.utime(tree, (long_ago, long_ago))
-    assert clean(str(tmp_path), "ckpt", DAY_S) == [str(tmp_path / HOLDER)]
+    assert clean(Root(str(tmp_path)), "ckpt", DAY_S) == [str(tmp_path / HOLDER)]
 
 
 def test_of_two_stages_the_one_written_to_last_is_gone_on_with(tmp_path: Path, parent: int) -> None:

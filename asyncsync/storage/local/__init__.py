@@ -12,10 +12,12 @@ store.py     all of it as coroutines
 
 from .fs import data_extents, open_beneath, read_at, zeros
 from .locks import Lock
+from .place import HeldRoot
 from .snapshot import Holder, Way, free_bytes, sweep_beside
 from .store import LocalTrees
 
 __all__ = [
+    "HeldRoot",
     "Holder",
     "LocalTrees",
     "Lock",

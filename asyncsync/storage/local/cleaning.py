@@ -4,43 +4,57 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ...errors import BusyError, quote
 from ...names import LOCK, holder_of, is_group, is_ours, is_stage
 from .fs import opened, remove_if_empty, remove_tree
 from .group import abandon_groups
 from .locks import Lock
-from .place import real_path
+from .place import Root
 from .trash import TREE, holders
 from .unfinished import written_at
 
 __all__ = ["clean"]
 
 
-def clean(base: str, tree: str, older_than_s: float) -> list[str]:
+def clean(base: Root, tree: str, older_than_s: float) -> list[str]:
     """Remove the stages and groups at and below `tree` that are that old; their paths."""
     before_ns = time.time_ns() - int(older_than_s * 1e9)
-    path = real_path(base, tree)
+    path = base.path(tree)
     above, name = os.path.split(path)
     removed: list[str] = []
-    with suppress(FileNotFoundError):
-        parent = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            beside = [entry for entry, kind in holders(parent, name) if kind == "tmp"]
-            removed += [f"{above}/{e}" for e in beside if _remove(parent, e, before_ns)]
+    if name:
+        with suppress(FileNotFoundError), _opened(base, above) as parent:
+            stages = [entry for entry, kind in holders(parent, name) if kind == "tmp"]
             groups = [e for e in os.listdir(parent) if holder_of(e, name) == "group"]
-            removed += [f"{above}/{e}" for e in abandon_groups(parent, groups, before_ns)]
-        finally:
-            os.close(parent)
-    with suppress(FileNotFoundError):
-        for directory, folders, _, fd in os.fwalk(path):
+            removed += _remove_all(parent, above, stages, groups, before_ns)
+    with suppress(FileNotFoundError), _opened(base, path) as root:
+        for directory, folders, _, fd in os.fwalk(".", dir_fd=root):
             stages = [name for name in folders if is_stage(name)]
             groups = [name for name in folders if is_group(name)]
             folders[:] = [name for name in folders if not is_ours(name)]
-            removed += [f"{directory}/{e}" for e in stages if _remove(fd, e, before_ns)]
-            removed += [f"{directory}/{e}" for e in abandon_groups(fd, groups, before_ns)]
+            where = os.path.normpath(os.path.join(path, directory))
+            removed += _remove_all(fd, where, stages, groups, before_ns)
     return removed
+
+
+@contextmanager
+def _opened(base: Root, path: str) -> Iterator[int]:
+    fd = base.open(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _remove_all(
+    at: int, where: str, stages: list[str], groups: list[str], before_ns: int
+) -> list[str]:
+    removed = [entry for entry in stages if _remove(at, entry, before_ns)]
+    removed += abandon_groups(at, groups, before_ns)
+    return [os.path.normpath(os.path.join(where, entry)) for entry in removed]
 
 
 def _remove(parent: int, entry: str, before_ns: int) -> bool:

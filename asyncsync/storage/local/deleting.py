@@ -22,17 +22,19 @@ from .finish import finish_next
 from .fs import remove_if_empty
 from .locks import Lock
 from .manifests import load, trees
-from .place import Place, real_path
+from .place import Place, Root
 from .publish import conflict
 from .trash import bury, foreign_files, remove_owned, sweep
 
 __all__ = ["delete"]
 
 
-def delete(root: str, tree: str, expect: str | None, uncommitted: bool) -> Deleted:
-    path = real_path(root, tree)
-    if not os.path.lexists(os.path.dirname(path)):
-        raise NotFoundError(f"nothing at {quote(path)}; check the spelling")
+def delete(root: Root, tree: str, expect: str | None, uncommitted: bool) -> Deleted:
+    path = root.path(tree)
+    try:
+        os.close(root.open(os.path.dirname(path)))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"nothing at {quote(path)}; check the spelling") from None
     with closing(Place(root, tree)) as place:
         if place.parent < 0:
             _refuse_delete(place)
@@ -47,9 +49,13 @@ def delete(root: str, tree: str, expect: str | None, uncommitted: bool) -> Delet
 
 
 def _refuse_delete(place: Place) -> NoReturn:
-    if not place.name or os.path.ismount(place.path):
-        raise ConfigError(f"{place.where} is a mount point; delete what is in it instead")
-    read_only = os.statvfs(place.path).f_flag & os.ST_RDONLY
+    if not place.name or place.is_mount:
+        raise ConfigError(f"{place.where} is mounted, or the root; delete what is in it instead")
+    root = place.open_root()
+    try:
+        read_only = os.fstatvfs(root).f_flag & os.ST_RDONLY
+    finally:
+        os.close(root)
     code = errno.EROFS if read_only else errno.EACCES
     raise OSError(code, os.strerror(code), place.path)
 

@@ -116,6 +116,8 @@ def _openat2(directory: int, path: str, flags: int, mode: int, resolve: int) -> 
 
 def _open_by_component(directory: int, path: str, flags: int, mode: int) -> int:
     *parents, name = path.split("/")
+    if ".." in (*parents, name) or path.startswith("/"):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)  # as openat2 says it
     held = os.open(".", DIRECTORY, dir_fd=directory)
     try:
         for parent in parents:

@@ -16,7 +16,7 @@ from ..trees import Block, Durability, Gathering, Intent, NewFile
 from .fs import DIRECTORY, create_file, fsync_directory, is_at, opened, remove_tree, rename_over
 from .locks import Lock
 from .manifests import current_header, load
-from .place import Place
+from .place import Place, Root
 from .publish import Attempt
 from .stage import Stage
 from .trash import TREE, sweep
@@ -257,7 +257,7 @@ class _Home:
         paths = self.ranks()
         parts = {rank: _load(self.fd, path, where) for rank, path in paths.items()}
         whole = merge(parts, where)
-        place = Place(self._place.path, "")  # its own: the attempt closes it
+        place = Place(self._place.root, self._place.tree)  # its own: the attempt closes it
         attempt = Attempt(place, Intent(attempt=new_attempt(), expect=intent.expect))
         try:
             for rank, part in sorted(parts.items()):
@@ -270,6 +270,10 @@ class _Home:
         finally:
             attempt.close()
 
+    def left_over(self) -> bool:
+        """Whether groups have left anything, be it the lock."""
+        return bool(_entries(self._at, self._name))
+
     def remove(self) -> None:
         """Remove what groups have left. The name is held."""
         for entry in _groups(self._at, self._name):
@@ -281,7 +285,7 @@ class _Home:
                 os.close(fd)
 
 
-def read_part(root: str, tree: str, group: Group) -> Manifest:
+def read_part(root: Root, tree: str, group: Group) -> Manifest:
     with _home(root, tree, group) as home:
         part = home.read() if home.find() else None
     if part is None:
@@ -289,14 +293,14 @@ def read_part(root: str, tree: str, group: Group) -> Manifest:
     return part
 
 
-def gather(root: str, tree: str, intent: Intent, confirm: Callable[[], Durability]) -> Gathering:
+def gather(root: Root, tree: str, intent: Intent, confirm: Callable[[], Durability]) -> Gathering:
     """See TreeStore.gather. `confirm` makes the commit durable that is there."""
     group = intent.group
     assert group is not None, "the caller looks"
     with closing(Place(root, tree)) as place, closing(_Home(place, group)) as home:
         there = home.find()
         if _is_committed(place, group):
-            if there:
+            if home.left_over():
                 with suppress(BusyError), home.locked():
                     home.remove()
             return Gathering(durability=confirm())
@@ -317,7 +321,7 @@ def gather(root: str, tree: str, intent: Intent, confirm: Callable[[], Durabilit
 
 
 @contextmanager
-def _home(root: str, tree: str, group: Group) -> Iterator[_Home]:
+def _home(root: Root, tree: str, group: Group) -> Iterator[_Home]:
     with closing(Place(root, tree)) as place, closing(_Home(place, group)) as home:
         yield home
 
@@ -344,14 +348,16 @@ def _is_committed(place: Place, group: Group) -> bool:
         os.close(root)
 
 
-def _groups(at: int, name: str) -> list[str]:
-    """The directories of groups of tree `name` in the open directory `at`."""
+def _entries(at: int, name: str) -> list[str]:
     found = [entry for entry in sorted(os.listdir(at)) if is_group(entry)]
     if name:
-        found = [entry for entry in found if holder_of(entry, name)]
-    else:
-        found = [entry for entry in found if entry.startswith(".asyncsync-")]
-    return [entry for entry in found if not entry.endswith("0" * 32)]
+        return [entry for entry in found if holder_of(entry, name)]
+    return [entry for entry in found if entry.startswith(".asyncsync-")]
+
+
+def _groups(at: int, name: str) -> list[str]:
+    """The directories of groups of tree `name` in the open directory `at`."""
+    return [entry for entry in _entries(at, name) if not entry.endswith("0" * 32)]
 
 
 def abandon_groups(at: int, names: list[str], before_ns: int) -> list[str]:

@@ -149,7 +149,7 @@ def trees(root: int, tree: str) -> Generator[Sighting, None, None]:
             yield Sighting(tree, tag)
         for entry in sorted(os.scandir(root), key=lambda e: sort_key(e.name)):
             if entry.is_dir(follow_symlinks=False) and not is_ours(entry.name):
-                with suppress(PermissionError, FileNotFoundError):
+                with suppress(PermissionError, FileNotFoundError, NotADirectoryError):
                     below = os.open(entry.name, DIRECTORY, dir_fd=root)
                     yield from trees(below, f"{tree}/{entry.name}".lstrip("/"))
     finally:

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 
 from ...names import ROOT_MARKER, holder_name, new_attempt
 from .fs import create_file, opened, read_at, remove_tree, rename_new, write_at
-from .place import Place
+from .place import Place, Root
 
 __all__ = ["mark_root"]
 
@@ -16,7 +16,7 @@ _MAX_BYTES = 4096
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
-def mark_root(base: str, tree: str, marker: bytes) -> bytes:
+def mark_root(base: Root, tree: str, marker: bytes) -> bytes:
     """Leave a marker in a directory, unless there is one; the one that is there then."""
     with closing(Place(base, f"{tree}/{ROOT_MARKER}".lstrip("/"))) as place:
         with suppress(FileNotFoundError):

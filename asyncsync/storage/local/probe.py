@@ -14,22 +14,18 @@ __all__ = ["probe"]
 _NFC, _NFD = "\u00e9", "e\u0301"
 
 
-def probe(directory: str) -> TreeCapabilities:
-    """Try the calls that a commit needs in a hidden directory below an existing one."""
-    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def probe(parent: int) -> TreeCapabilities:
+    """Try the calls that a commit needs in a hidden directory below an open one."""
     name = holder_name("probe", "tmp", new_attempt())
+    os.mkdir(name, 0o700, dir_fd=parent)
     try:
-        os.mkdir(name, 0o700, dir_fd=parent)
+        held = os.open(name, DIRECTORY, dir_fd=parent)
         try:
-            held = os.open(name, DIRECTORY, dir_fd=parent)
-            try:
-                return _try(held)
-            finally:
-                os.close(held)
+            return _try(held)
         finally:
-            remove_tree(parent, name)
+            os.close(held)
     finally:
-        os.close(parent)
+        remove_tree(parent, name)
 
 
 def _try(held: int) -> TreeCapabilities:

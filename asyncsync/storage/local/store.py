@@ -41,15 +41,12 @@ from ..trees import (
 from .cleaning import clean
 from .deleting import delete
 from .finish import tidy_root
-from .fs import (
-    DIRECTORY,
-    fsync_directory,
-)
+from .fs import DIRECTORY, fsync_directory, open_beneath
 from .group import PartAttempt, gather, read_part
 from .locks import Lock
 from .manifests import current, current_header, tag_of, trees
 from .marking import mark_root
-from .place import Place, real_path
+from .place import Place, Root
 from .probe import probe
 from .publish import Attempt
 from .reader import list_files, read_block, read_whole
@@ -63,10 +60,15 @@ _READERS = 8
 
 
 class LocalTrees:
-    """Trees as directories below `root`. See TreeStore for what every method promises."""
+    """Trees as directories below `root`. See TreeStore for what every method promises.
 
-    def __init__(self, root: str = "/", threads: Threads | None = None) -> None:
-        self._root = root
+    Args:
+        root: a path, or a HeldRoot for trees that somebody else names: no way leads out of that.
+            It is closed with these trees.
+    """
+
+    def __init__(self, root: str | Root = "/", threads: Threads | None = None) -> None:
+        self._root = Root(root) if isinstance(root, str) else root
         self._threads = threads or Threads()
         self._owns_threads = threads is None
 
@@ -147,16 +149,17 @@ class LocalTrees:
         return await self._run("target", tree, mark_root, self._root, tree, marker)
 
     async def probe(self, tree: str) -> TreeCapabilities:
-        return await self._run("target", tree, lambda: probe(_existing(self._root, tree)))
+        return await self._run("target", tree, _probe, self._root, tree)
 
     async def aclose(self) -> None:
         if self._owns_threads:
             self._threads.close()
+        self._root.close()
 
     # -- helpers
 
     def _path(self, tree: str) -> str:
-        return os.path.join(self._root, tree)
+        return self._root.name(tree)
 
     async def _run(self, side: Side, tree: str, function: Callable[..., T], *args: object) -> T:
         with os_errors(side, self._path(tree)):
@@ -256,35 +259,35 @@ def _hops(
         yield hop
 
 
-def _open_root(base: str, tree: str) -> int:
+def _open_root(base: Root, tree: str) -> int:
     """Open a tree's directory for reading.
 
     Raises:
         NotFoundError: nothing is there, or a file is.
         BusyError: it is between two names, being replaced.
     """
-    path = real_path(base, tree)
+    path = base.path(tree)
     try:
-        return os.open(path, DIRECTORY)
+        return base.open(path)
     except OSError as exc:
         if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
-        return _reopen(path, exc)
+        return _reopen(base, path, exc)
 
 
-def _reopen(path: str, first: OSError) -> int:
+def _reopen(base: Root, path: str, first: OSError) -> int:
     """Look again: listing the parent refreshes what a network mount remembers."""
     above, name = os.path.split(path)
     with suppress(OSError):
-        parent = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        parent = base.open(above)
         try:
             if name in os.listdir(parent) and first.errno == errno.ENOENT:
-                return os.open(path, DIRECTORY)
+                return open_beneath(parent, name, DIRECTORY)
             if any(_holds_old(parent, entry) for entry, kind in holders(parent, name)):
                 with suppress(OSError):  # it may not be ours to write: then it is for others
                     sweep(parent, name, quote(path))  # if its writer died, this finishes for it
                 if name in os.listdir(parent):
-                    return os.open(path, DIRECTORY)
+                    return open_beneath(parent, name, DIRECTORY)
                 raise BusyError(f"{quote(path)} is being replaced; try again", side="source")
         finally:
             os.close(parent)
@@ -301,32 +304,31 @@ def _holds_old(parent: int, entry: str) -> bool:
     return True
 
 
-def _confirm(base: str, tree: str) -> Durability:
-    _tidy(base, tree)
-    path = real_path(base, tree)
-    durable = True
-    for directory in (path, os.path.dirname(path)):
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _confirm(base: Root, tree: str) -> Durability:
+    with closing(Place(base, tree)) as place:
+        _tidy(place)
+        root = _open_root(base, tree)
         try:
-            durable &= fsync_directory(fd)
+            durable = fsync_directory(root)
         finally:
-            os.close(fd)
+            os.close(root)
+        if place.parent >= 0:
+            durable &= place.flush()
     return "fsync" if durable else "reduced"
 
 
-def _tidy(base: str, tree: str) -> None:
+def _tidy(place: Place) -> None:
     """Finish or remove what a crash left of earlier attempts on a tree."""
-    with closing(Place(base, tree)) as place:
-        if place.parent >= 0:
-            sweep(place.parent, place.name, place.where)
-        root = place.open_root()
-        if root < 0:
-            return
-        try:
-            if any(_is_left_over(name) for name in os.listdir(root)):
-                _tidy_alone(root, place.where)
-        finally:
-            os.close(root)
+    if place.parent >= 0:
+        sweep(place.parent, place.name, place.where)
+    root = place.open_root()
+    if root < 0:
+        return
+    try:
+        if any(_is_left_over(name) for name in os.listdir(root)):
+            _tidy_alone(root, place.where)
+    finally:
+        os.close(root)
 
 
 def _tidy_alone(root: int, where: str) -> None:
@@ -344,15 +346,22 @@ def _is_left_over(name: str) -> bool:
     return name in (LOCK, NEXT) or (name.startswith(".asyncsync-tmp-") and is_ours(name))
 
 
-def _existing(base: str, tree: str) -> str:
-    """The nearest directory upwards that exists."""
-    path = real_path(base, tree)
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
+def _probe(base: Root, tree: str) -> TreeCapabilities:
+    """Try the nearest directory upwards that exists."""
+    path = base.path(tree)
+    while True:
+        try:
+            directory = base.open(path)
+        except (FileNotFoundError, NotADirectoryError):
+            path = os.path.dirname(path)
+            continue
+        try:
+            return probe(directory)
+        finally:
+            os.close(directory)
 
 
-def _find(base: str, tree: str) -> list[Sighting]:
+def _find(base: Root, tree: str) -> list[Sighting]:
     with closing(trees(_open_root(base, tree), tree)) as found:
         return list(found)
 
