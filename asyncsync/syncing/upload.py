@@ -197,7 +197,8 @@ class Upload:
         nested: tuple[NestedEntry, ...],
     ) -> Found:
         inside = {entry.path for entry in nested}
-        scan = await source.scan(self._selection(kind), inside=inside)
+        whole = self._request.delete  # what is not seen would be deleted
+        scan = await source.scan(self._selection(kind), inside=inside, whole=whole)
         for path in inside & scan.files.keys() if kind == "rolling" else ():
             del scan.files[path]
             scan.left_out.append((path, "a commit of that name is in the target"))
@@ -453,7 +454,10 @@ class Upload:
             return set()
         before = found.scan
         now = await source.scan(
-            self._selection(found.kind), inside=found.inside, known=before.files
+            self._selection(found.kind),
+            inside=found.inside,
+            known=before.files,
+            whole=self._request.delete,
         )
         if before.files and not now.files:
             raise self._unstable("vanished while they were read", before.files)

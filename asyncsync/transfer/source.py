@@ -121,6 +121,7 @@ class Directory:
         *,
         inside: Collection[str] = (),
         known: Mapping[str, SourceFile] = _NOTHING,
+        whole: bool = True,
     ) -> Scan:
         """Walk the tree, one thread hop per batch of names.
 
@@ -128,6 +129,7 @@ class Directory:
             inside: directories that are commits of their own where the tree goes: passed over,
                 unless they are commits here too.
             known: what another walk saw: a file that is the same is the same object again.
+            whole: False leaves out the directories below that may not be read, and names them.
 
         Raises:
             RefusedError: names or kinds of files that the tree may not hold; all are counted and
@@ -136,7 +138,7 @@ class Directory:
             SourceChangedError: another directory, or none, has the path by now.
         """
         scan, refused = Scan(), list[tuple[str, str]]()
-        walk = _Walk(self, selection, inside, known, scan, refused)
+        walk = _Walk(self, selection, inside, known, whole, scan, refused)
         with closing(walk.entries(self._fd, "")) as entries, os_errors("source", self.path):
             while await self._threads.run(_drain, entries):
                 continue
@@ -305,11 +307,12 @@ class _Walk:
         selection: Selection,
         inside: Collection[str],
         known: Mapping[str, SourceFile],
+        whole: bool,
         scan: Scan,
         refused: list[tuple[str, str]],
     ) -> None:
         self._tree, self._selection, self._inside = tree, selection, inside
-        self._known, self._scan, self._refused = known, scan, refused
+        self._known, self._whole, self._scan, self._refused = known, whole, scan, refused
         self._numbers: dict[int, int] = {}  # devices and modes are the same few for all files
 
     def entries(self, directory: int, prefix: str) -> Generator[None, None, None]:
@@ -340,13 +343,8 @@ class _Walk:
         if path.count("/") >= MAX_DEPTH:  # nothing below can be kept, and the walk has an end
             self._allowed(path)
             return
-        try:
-            below = open_beneath(parent, entry.name, _DIRECTORY)
-        except OSError as exc:
-            if exc.errno in _GONE:  # since the listing, as a file may be
-                return
-            with os_errors("source", f"{self._tree.path}/{path}"):
-                raise
+        if (below := self._opened(parent, entry.name, path)) is None:
+            return
         try:
             if _has_manifest(below):
                 chosen = not self._selection.include or self._selection.takes_directory(path)
@@ -356,6 +354,19 @@ class _Walk:
                 yield from self.entries(below, path + "/")
         finally:
             os.close(below)
+
+    def _opened(self, parent: int, name: str, path: str) -> int | None:
+        """A directory, open; None if it is passed over."""
+        try:
+            return open_beneath(parent, name, _DIRECTORY)
+        except OSError as exc:
+            if exc.errno in _GONE:  # since the listing, as a file may be
+                return None
+            if exc.errno == errno.EACCES and not self._whole:
+                self._cannot_keep(path, "a directory that may not be read")
+                return None
+            with os_errors("source", f"{self._tree.path}/{path}"):
+                raise
 
     def _file(self, entry: os.DirEntry[str], path: str) -> None:
         try:

@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from ..clock import Clock, SystemClock
 from ..concurrency import Threads
-from ..errors import ConfigError
+from ..errors import ClashError, ConfigError
 from ..patterns import Selection
 from ..scheduling import SyncScheduler
 from ..syncing import Path, local_path, within
@@ -24,6 +24,11 @@ __all__ = ["CHECKPOINTS", "Away", "Back", "Polling", "Refused", "Sight", "Watch"
 
 CHECKPOINTS = ("checkpoint[-_]*/",)
 """How the directories of checkpoints are named, unless somebody says otherwise."""
+
+_PART_OF_THE_TREE = (
+    "its place in the target is taken by files, as when it was watched with other names of "
+    "checkpoints before; watch with the same names as then, or into another target"
+)
 
 _RESCAN_S = 30.0
 _REST_S = 1.0
@@ -248,6 +253,8 @@ class Watch:
             except Exception as exc:  # noqa: BLE001 - it is told; here it only matters that it is so
                 if isinstance(exc, ConfigError):  # of no sync, which would have told of it
                     self._observe(Refused(path, str(exc)))
+                elif isinstance(exc, ClashError):
+                    self._observe(Refused(path, _PART_OF_THE_TREE))
                 self._settling.failed(ready.path, self._clock.monotonic())
                 self._wake()
             else:

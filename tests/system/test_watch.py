@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,22 @@ import pytest
 
 import asyncsync
 from asyncsync import StorageSyncer, SyncConfig
-from asyncsync.errors import ConfigError, TransientError
+from asyncsync.errors import AccessDeniedError, ConfigError, TransientError
 from asyncsync.patterns import Selection
-from asyncsync.scheduling import Failed, Notice, Synced, SyncScheduler
+from asyncsync.scheduling import DrainError, Failed, Notice, Synced, SyncScheduler
+from asyncsync.storage.local import open_beneath
 from asyncsync.testing import FakeClock
 from asyncsync.transfer import Directory
-from asyncsync.watching import CHECKPOINTS, Away, Back, NoHints, Polling, Sight, Watch
+from asyncsync.watching import (
+    CHECKPOINTS,
+    Away,
+    Back,
+    NoHints,
+    Polling,
+    Refused,
+    Sight,
+    Watch,
+)
 from asyncsync.watching.looks import look_at
 
 from .trees import content, make
@@ -75,7 +86,7 @@ class Stage:
                     "w",
                     local_dir=self.directory,
                     remote_dir=self.target,
-                    checkpoints=CHECKPOINTS[0],
+                    checkpoints=more.get("checkpoints", CHECKPOINTS)[0],
                     delete=False,
                 )
                 watch = Watch(
@@ -119,6 +130,9 @@ class Stage:
         there = self.target / name
         whole = (there / ".asyncsync.json").exists()
         return whole and content(there) == content(self.directory / name)
+
+    def refused(self) -> list[Refused]:
+        return [sight for sight in self.sights if isinstance(sight, Refused)]
 
     def synced(self, name: str = "") -> list[Synced]:
         target = str(self.target / name)
@@ -357,6 +371,27 @@ async def test_a_checkpoint_that_comes_back_under_its_name_takes_the_place_of_th
     assert content(stage.target / "checkpoint_latest") == {"w": b"second"}
 
 
+async def test_what_was_part_of_the_tree_before_cannot_become_a_checkpoint_and_it_is_said_why(
+    stage: Stage,
+) -> None:
+    make(stage.directory, {"step_1/w": b"1"})
+    async with stage.watching():
+        await stage.until(stage.synced)
+    make(stage.directory, {"step_2/w": b"2", "log": b"2"})
+
+    async def with_other_names() -> None:
+        async with stage.watching(checkpoints=["step_*/"]):
+            await stage.until(lambda: stage.saved("step_2"))
+            await stage.until(lambda: content(stage.target).get("log") == b"2")
+            await stage.until(stage.refused)
+
+    with pytest.raises(DrainError, match="step_1"):
+        await with_other_names()
+    assert {r.directory for r in stage.refused()} == {str(stage.directory / "step_1")}
+    assert "watch with the same names as then" in stage.refused()[0].reason
+    assert content(stage.target) == {"log": b"2", "step_1/w": b"1", "step_2/w": b"2"}
+
+
 async def test_a_file_where_a_checkpoint_was_does_not_stop_the_rest(stage: Stage) -> None:
     make(stage.directory, {"checkpoint_1/w": b"1"})
     async with stage.watching():
@@ -374,6 +409,52 @@ async def test_what_is_excluded_does_not_go_up_with_a_checkpoint_either(stage: S
         await stage.until((stage.target / "checkpoint_1" / ".asyncsync.json").exists)
 
     assert content(stage.target / "checkpoint_1") == {"w": b"2"}
+
+
+@contextmanager
+def unreadable(name: str) -> Iterator[None]:
+    """Nobody may list directories of that name; also not who is root."""
+
+    def refuse(directory: int, path: str, flags: int, **more: Any) -> int:
+        if path == name:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return open_beneath(directory, path, flags, **more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("asyncsync.transfer.source.open_beneath", refuse)
+        yield
+
+
+async def test_a_directory_that_may_not_be_read_is_named_and_the_rest_goes_on(
+    stage: Stage,
+) -> None:
+    make(stage.directory, {"private/key": b"1"})
+    async with stage.watching():
+        await stage.until((stage.target / "private" / "key").exists)
+        with unreadable("private"):
+            make(stage.directory, {"log": b"2"})
+            stage.change()
+            await stage.until(lambda: content(stage.target).get("log") == b"2")
+            await stage.until(lambda: len(stage.synced()) == 2)
+    receipt = stage.synced()[1].receipt
+
+    assert receipt is not None
+    assert receipt.left_out == (("private", "a directory that may not be read"),)
+    assert content(stage.target) == {"log": b"2", "private/key": b"1"}
+
+
+@pytest.mark.parametrize("kind", ["rolling", "sealed"])
+async def test_where_it_would_be_deleted_or_missing_the_sync_fails_and_names_it(
+    tmp_path: Path, kind: Any
+) -> None:
+    run = make(tmp_path / "run", {"log": b"1", "private/key": b"1"})
+    async with StorageSyncer(isolation="loop") as syncer:
+        await syncer.sync_up(run, tmp_path / "there", kind=kind)
+        make(run, {"log": b"2"})
+        with unreadable("private"), pytest.raises(AccessDeniedError, match="private"):
+            await syncer.sync_up(run, tmp_path / "there", kind=kind, replace=True)
+
+    assert content(tmp_path / "there") == {"log": b"1", "private/key": b"1"}
 
 
 async def test_a_deep_tree_is_no_reason_to_end(stage: Stage) -> None:
