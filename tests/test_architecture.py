@@ -34,7 +34,8 @@ HEAVY = ("aiobotocore", "aiohttp", "botocore", "click", "fsspec", "gcloud", "num
 
 MAX_LINES = 450
 LONGER = {
-    "syncing/storage_syncer.py": 480,  # the front door: every method with what it promises
+    "syncing/loop_syncer.py": 480,  # the same, done
+    "syncing/storage_syncer.py": 510,  # the front door: every method with what it promises
     "syncing/upload.py": 550,  # one upload from look to receipt
     "testing/contract_trees.py": 800,  # a suite, one short test after the other
 }

@@ -27,7 +27,7 @@ from ..errors import (
     quote,
 )
 from ..secrets import Secret
-from ..storage import TreeStore
+from ..storage import Share, TreeStore
 from ..storage.local import HeldRoot, LocalTrees
 from ..units import MIB
 from ..wire import messages as m
@@ -259,6 +259,11 @@ class PeerServer:
             fingerprint=fingerprint_of(self._authority) if self._tls is not None else None,
             token=self.token(scope, operations=operations, life_s=life_s),
         ).line()
+
+    def share(self, tree: str) -> Share:
+        """How others read `tree` here, once it has been restored there: for `sync_down`."""
+        line = self.join_string(tree, operations=frozenset({Operation.PULL}))
+        return Share(line=line.reveal(), tree=tree)
 
     def use_keys(self, keys: KeyRing) -> None:
         """Make and verify tokens by these from now on."""

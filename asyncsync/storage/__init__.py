@@ -25,9 +25,11 @@ from .trees import (
     TreeStore,
     TreeWriter,
 )
+from .turns import Became, Share, Turn, Turns
 
 __all__ = [
     "Backoff",
+    "Became",
     "Block",
     "Capabilities",
     "Condition",
@@ -43,6 +45,7 @@ __all__ = [
     "ObjectStore",
     "Part",
     "Rate",
+    "Share",
     "Sighting",
     "Stored",
     "Stores",
@@ -50,6 +53,8 @@ __all__ = [
     "TreeReader",
     "TreeStore",
     "TreeWriter",
+    "Turn",
+    "Turns",
     "Upload",
     "check_scheme",
     "retry",

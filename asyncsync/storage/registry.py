@@ -13,10 +13,12 @@ from ..concurrency import Threads
 from ..errors import ConfigError, quote
 from ..events import Observer, ignore
 from ..location import Location
+from ..secrets import Secret
 from .behaviours import Rate
 from .objects import ObjectStore
 from .retrying import Backoff, RetryBudget
 from .trees import Durability, TreeStore
+from .turns import Turns
 from .wrappers import equip_objects, equip_trees
 
 __all__ = ["Stores", "check_scheme"]
@@ -40,6 +42,7 @@ _OBJECTS = {
     "gs": _Kind("gcs", "gcs", "GcsObjects", "cloud"),
 }
 _PEER = _Kind("peer", "peer", "open_trees", "fsync")
+_JOINED = _Kind("peer", "peer", "open_joined", "fsync")
 _FSSPEC = _Kind("fsspec", "fsspec_objects", "FsspecObjects", "reduced")
 
 # What fsspec itself does not bring along.
@@ -123,6 +126,34 @@ class Stores:
                 self._open[key] = await self._connect(location)
         return equip(self._open[key], None), location.path
 
+    async def turns(self, location: Location) -> Turns:
+        """The head at `location`, as the one that says who reads a commit where.
+
+        Raises:
+            ConfigError: it is no location at a head.
+        """
+        if location.scheme not in _PEERS:
+            raise ConfigError(
+                f"{quote(str(location))} is not at a head: nobody there says whose turn it is"
+            )
+        await self.open(location, ignore)
+        return cast("Turns", self._open[location.scheme, location.authority, frozenset()])
+
+    async def joined(self, line: Secret, observe: Observer) -> TreeStore:
+        """The store of another node, by its join string; closed with the others.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        key = ("joined", line.reveal(), frozenset[tuple[str, str]]())
+        async with self._turn:
+            if key not in self._open:
+                make = await self._threads.run(_load, "peer", _JOINED)
+                self._open[key] = make(
+                    line, threads=self._threads, max_requests=self._max_requests, clock=self._clock
+                )
+        return _Equip(self._clock, self._max_requests, observe)(self._open[key], None)
+
     async def _connect(self, location: Location) -> TreeStore:
         if location.scheme in _PEERS:
             make = await self._threads.run(_load, location.scheme, _PEER)
@@ -131,6 +162,7 @@ class Stores:
                 secure=location.scheme == "peers",
                 threads=self._threads,
                 max_requests=self._max_requests,
+                clock=self._clock,
             )
             return cast("TreeStore", peers)
         kind = _OBJECTS.get(location.scheme, _FSSPEC)

@@ -13,6 +13,7 @@ from ..digest import chunk_count
 from ..errors import (
     ClashError,
     ConfigError,
+    IntegrityError,
     NotCommittedError,
     NotFoundError,
     quote,
@@ -104,9 +105,20 @@ class _Local:
 
 
 class Download:
-    """One download. Arguments as for Upload; the local directory is written as any local tree."""
+    """One download. Arguments as for Upload; the local directory is written as any local tree.
 
-    def __init__(self, request: DownloadRequest, store: TreeStore, tree: str, tools: Tools) -> None:
+    `expect` is the identity of the commit that has to be there.
+    """
+
+    def __init__(
+        self,
+        request: DownloadRequest,
+        store: TreeStore,
+        tree: str,
+        tools: Tools,
+        expect: str | None = None,
+    ) -> None:
+        self._expect = expect
         self._request, self._store, self._tree = request, store, tree
         self._tools, self._observe = tools, tools.observe
         self._engine, self._threads, self._clock = tools.engine, tools.threads, tools.clock
@@ -166,6 +178,12 @@ class Download:
                 raise
             return await self._decide_raw()
         self.identity = whole.identity
+        if self._expect not in (None, whole.identity):
+            raise IntegrityError(
+                f"{quote(str(self._request.remote))} is read from a place that has another commit "
+                f"of it ({whole.identity[:12]})",
+                side="source",
+            )
         wanted = self._wanted(whole)
         previous = await self._previous(whole)
         files = {entry.path: entry for entry in wanted if isinstance(entry, FileEntry)}

@@ -22,10 +22,10 @@ from ..errors import (
     TransferError,
     quote,
 )
-from ..events import FellBack, Kept, Observer, Snapshotted, Started, ignore
+from ..events import Kept, Observer, Snapshotted, Started, ignore
 from ..location import Location
 from ..manifest import Kind
-from ..storage import Backoff, Deleted, Group, Rate, Stores, TreeStore, retry
+from ..storage import Backoff, Deleted, Group, Rate, Share, Stores, TreeStore, retry
 from ..transfer import Bounds, Engine, Links, Snapshots
 from ..units import MIB
 from ..version import __version__
@@ -34,11 +34,7 @@ from .commits import (
     Commit,
     ProbeReport,
     VerifyReport,
-    candidates,
-    damaged_error,
     find_commits,
-    refuse_damaged,
-    to_restore,
     verify_commit,
 )
 from .contended import run_contended
@@ -49,6 +45,8 @@ from .newest import Look, Newest
 from .part import PartUpload, Patience
 from .probing import probe_root
 from .requests import Request, check_snapshot, upload_request
+from .restoring import Restore
+from .sharing import SharedRead
 from .tools import Tools
 from .upload import Upload
 from .writers import Turn, Writers
@@ -216,6 +214,7 @@ class LoopSyncer:
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
         allow_unverified: bool = False,
+        share: Mapping[str, str] | None = None,
         observe: Observer = ignore,
     ) -> Receipt:
         request = DownloadRequest.of(remote_dir, local_dir, exclude, include, allow_unverified)
@@ -224,6 +223,8 @@ class LoopSyncer:
             observe(Started(direction="down", source=str(request.remote), target=request.local))
 
             async def attempt() -> Receipt:
+                if share is not None:
+                    return await self._by_turns(request, store, tree, Share(**share), observe)
                 return await self._download_current(request, store, tree, observe)
 
             return await self._bounded("sync down", request.remote, attempt, observe)
@@ -318,7 +319,7 @@ class LoopSyncer:
                 "list", remote, lambda: find_commits(store, remote, tree), self._observe
             )
 
-    async def restore(
+    async def restore(  # noqa: PLR0913 - as of sync_up
         self,
         remote_dir: Path,
         local_dir: Path,
@@ -326,22 +327,24 @@ class LoopSyncer:
         step: int | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        copies: Sequence[Path] = (),
+        share: Mapping[str, str] | None = None,
         fallback: bool = False,
         observe: Observer = ignore,
     ) -> Receipt:
-        remote = Location.parse(remote_dir)
-        found = to_restore(candidates(await self._find(remote), remote), step, remote)
-        for commit, older in zip(found, [*found[1:], None], strict=True):
-            try:
-                refuse_damaged(commit)
-                return await self.sync_down(
-                    commit.location, local_dir, include=include, exclude=exclude, observe=observe
-                )
-            except IntegrityError as exc:
-                if not fallback or older is None:
-                    raise damaged_error(commit, str(exc), found[found.index(commit) + 1 :]) from exc
-                observe(FellBack(damaged=commit.location, used=older.location, reason=str(exc)))
-        raise AssertionError("unreachable: the loop returns or raises")
+        remote, places = Location.parse(remote_dir), [Location.parse(place) for place in copies]
+
+        async def fetch(commit: Commit) -> Receipt:
+            # By turns only where the head has it that says whose turn it is.
+            turns = share if commit.location.startswith(str(remote)) else None
+            return await self.sync_down(
+                commit.location, local_dir, include=include, exclude=exclude, share=turns,
+                observe=observe,
+            )  # fmt: skip
+
+        return await Restore(remote, places, self._find, fetch, observe).run(
+            step, fallback=fallback
+        )
 
     async def probe(self, remote_dir: Path) -> ProbeReport:
         remote = Location.parse(remote_dir)
@@ -419,6 +422,28 @@ class LoopSyncer:
             observe=observe,
             name=f"asyncsync {__version__}",
         )
+
+    async def _by_turns(
+        self,
+        request: DownloadRequest,
+        store: TreeStore,
+        tree: str,
+        share: Share,
+        observe: Observer,
+    ) -> Receipt:
+        """Download from whom the head says, and let others read it here then."""
+        identity = (await store.read_header(tree)).identity
+        tools = self._tools(observe)
+        return await SharedRead(
+            await self._stores.turns(request.remote),
+            tree,
+            identity,
+            share,
+            lambda line: self._stores.joined(line, observe),
+            lambda place, held: Download(request, place, held, tools, identity).run(),
+            self._clock,
+            observe,
+        ).run(store)
 
     async def _download_current(
         self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer

@@ -14,7 +14,7 @@ from ..events import Observer, ignore
 from ..location import Location
 from ..manifest import Kind
 from ..patterns import Selection
-from ..storage import Deleted, Group
+from ..storage import Deleted, Group, Share
 from ..transfer import Links
 from ..units import MIB
 from .base import DAY_S, Path, Receipt, Replace, Snapshot, SyncPlan
@@ -257,6 +257,7 @@ class StorageSyncer:
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
         allow_unverified: bool = False,
+        share: Share | None = None,
         observe: Observer | None = None,
     ) -> Receipt:
         """Make `local_dir` hold what `remote_dir` holds, or the part of it that is selected.
@@ -266,6 +267,8 @@ class StorageSyncer:
 
         Args:
             allow_unverified: take a tree without a manifest as it is.
+            share: many nodes want it: the head says who reads it there, and who at another node
+                that has it already; others may then read it here. From `PeerServer.share`.
 
         Raises:
             NotFoundError, NotCommittedError: there is no commit to read.
@@ -281,6 +284,7 @@ class StorageSyncer:
             exclude=selection.exclude,
             include=selection.include,
             allow_unverified=allow_unverified,
+            share=None if share is None else asdict(share),
         )
         return receipt
 
@@ -408,7 +412,7 @@ class StorageSyncer:
             async for commit in news:
                 yield commit
 
-    async def restore(
+    async def restore(  # noqa: PLR0913 - as of sync_up
         self,
         remote_dir: Path,
         local_dir: Path,
@@ -416,12 +420,18 @@ class StorageSyncer:
         step: int | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        copies: Sequence[Path] = (),
+        share: Share | None = None,
         fallback: bool = False,
         observe: Observer | None = None,
     ) -> Receipt:
         """Sync down the newest commit at or below `remote_dir`, or the one of `step`.
 
         Args:
+            copies: where it, or a newer one, may be as well: a directory here, another node. It is
+                read from the nearest place that has it; what does not answer is left out, and named
+                in an event.
+            share: as of `sync_down`.
             fallback: when the newest is damaged, use the next older one, and say so in an event.
 
         Raises:
@@ -437,6 +447,8 @@ class StorageSyncer:
             step=step,
             include=selection.include,
             exclude=selection.exclude,
+            copies=[_remote(place) for place in copies],
+            share=None if share is None else asdict(share),
             fallback=fallback,
         )
         return receipt

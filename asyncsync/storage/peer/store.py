@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from ...clock import Clock
 from ...concurrency import Threads, finish, quietly
 from ...digest import ALGORITHM, CHUNK_BYTES
 from ...errors import (
@@ -17,7 +18,9 @@ from ...errors import (
     quote,
 )
 from ...manifest import MAX_MANIFEST_BYTES, VERSION, Header, Manifest, decode
+from ...secrets import Secret
 from ...wire import messages as m
+from ...wire.joining import Join
 from ..groups import Group
 from ..trees import (
     Deleted,
@@ -31,22 +34,48 @@ from ..trees import (
     TreeReader,
     TreeWriter,
 )
+from ..turns import Became, Turn
+from .credentials import Access
 from .link import Link
 from .reader import Reader
 from .values import digest_of, durability_of, length_of, member_of
 from .writer import Writer
 
-__all__ = ["PeerTrees", "open_trees"]
+__all__ = ["PeerTrees", "open_joined", "open_trees"]
 
 _REMEMBERED = 1000
 _GRACE_S = 2.0  # for the number of a session, without which nobody can end it
 
 
-def open_trees(authority: str, *, secure: bool, threads: Threads, max_requests: int) -> PeerTrees:
+def open_trees(
+    authority: str,
+    *,
+    secure: bool,
+    threads: Threads,
+    max_requests: int,
+    clock: Clock | None = None,
+) -> PeerTrees:
     """The trees of the head at `HOST:PORT`. Connects to nothing."""
-    return PeerTrees(
-        Link(authority, secure=secure, threads=threads, max_requests=max_requests), threads
+    link = Link(authority, secure=secure, threads=threads, max_requests=max_requests, clock=clock)
+    return PeerTrees(link, threads)
+
+
+def open_joined(line: Secret, *, threads: Threads, max_requests: int, clock: Clock) -> PeerTrees:
+    """The trees of the head, or of another worker, that a join string leads to.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    join = Join.parse(line)
+    link = Link(
+        join.address,
+        secure=join.fingerprint is not None,
+        threads=threads,
+        max_requests=max_requests,
+        clock=clock,
+        access=Access.of(join),
     )
+    return PeerTrees(link, threads)
 
 
 class PeerTrees:
@@ -214,6 +243,23 @@ class PeerTrees:
             keeps_normalization=found.keeps_normalization,
             notes=tuple(found.notes),
         )
+
+    async def turn(
+        self,
+        tree: str,
+        identity: str,
+        reader: str,
+        became: Became,
+        *,
+        line: str = "",
+        held: str = "",
+    ) -> Turn:
+        """See `Turns`."""
+        asked = m.Turn(
+            tree=tree, identity=identity, reader=reader, became=became, line=line, held=held
+        )
+        said = await self._link.told(m.Sent, "turn", asked, what=f"read {self._at(tree)} by turns")
+        return Turn(said.go, said.line, said.held)
 
     async def aclose(self) -> None:
         await self._link.aclose()

@@ -12,6 +12,7 @@ from ...errors import ConflictError, IntegrityError, PermanentError, quote
 from ...manifest import Manifest, encode
 from ...wire import messages as m
 from ...wire.failures import GoneError
+from ..http import Answer
 from ..objects import Data
 from ..trees import Block, Durability, File, Intent, NewFile, Stored
 from .link import Link
@@ -121,7 +122,7 @@ class Writer:
                 "write", data, what=what, session=self._session, blob=number, headers=headers
             )
         )
-        (digest,) = self._digests(answer.body, 1, what)
+        (digest,) = self._digests(answer, 1, what)
         end = offset + len(block.data)
         if answer.headers.get(m.OFFSET) != str(end):
             raise IntegrityError(f"{what}: the head has not taken all of it", side="target")
@@ -140,12 +141,12 @@ class Writer:
         answer = await self._again(
             lambda: self._link.send("write_many", body, what=what, session=self._session)
         )
-        digests = self._digests(answer.body, len(files), what)
+        digests = self._digests(answer, len(files), what)
         for number, digest in zip(numbers, digests, strict=True):
             self._stored.setdefault(number, {})[0] = Stored(digest)
 
-    def _digests(self, body: Data, count: int, what: str) -> list[str]:
-        found = m.decode(bytes(body), list[str])
+    def _digests(self, answer: Answer, count: int, what: str) -> list[str]:
+        found = self._link.read(list[str], answer, what)
         if len(found) != count:
             raise PermanentError(f"{what}: the head answers for {len(found)} files, not {count}")
         return [digest_of(text, what) for text in found]

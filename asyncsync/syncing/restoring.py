@@ -1,0 +1,97 @@
+"""Which commit is restored, and from where, when a place or a copy turns out not to be good."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from ..concurrency import each
+from ..errors import AsyncSyncError, IntegrityError, NotFoundError
+from ..events import FellBack, Observer, Skipped
+from ..location import Location
+from .base import Receipt
+from .commits import Commit, candidates, damaged_error, refuse_damaged, to_restore
+from .nearest import Copies, gather_copies
+
+__all__ = ["Restore"]
+
+_LOOK_S = 20.0  # a place that may have a copy is worth so much time, and no more
+
+
+class Restore:
+    """One restore. `run` may be called once.
+
+    Args:
+        remote: where commits are kept: it has to answer.
+        copies: where some of them may be as well.
+        find: the commits at a place.
+        fetch: syncs one of them down.
+    """
+
+    def __init__(
+        self,
+        remote: Location,
+        copies: Sequence[Location],
+        find: Callable[[Location], Awaitable[list[Commit]]],
+        fetch: Callable[[Commit], Awaitable[Receipt]],
+        observe: Observer,
+    ) -> None:
+        self._remote, self._copies = remote, copies
+        self._find, self._fetch, self._observe = find, fetch, observe
+
+    async def run(self, step: int | None, *, fallback: bool) -> Receipt:
+        """Fetch the newest commit, or that of `step`, from the nearest place that gives it.
+
+        Raises:
+            NotFoundError: there is none.
+            IntegrityError: it is damaged everywhere; names the next older one unless `fallback`.
+        """
+        found = await self._look()
+        firsts = to_restore([copies.first for copies in found], step, self._remote)
+        wanted = [copies for copies in found if copies.first in firsts]
+        for number, copies in enumerate(wanted):
+            try:
+                return await self._nearest(copies)
+            except IntegrityError as exc:
+                commit, older = copies.first, firsts[number + 1 :]
+                if not fallback or not older:
+                    raise damaged_error(commit, str(exc), older) from exc
+                used = older[0].location
+                self._observe(FellBack(damaged=commit.location, used=used, reason=str(exc)))
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    async def _nearest(self, copies: Copies) -> Receipt:
+        for commit, next_ in zip(copies.commits, [*copies.commits[1:], None], strict=True):
+            try:
+                refuse_damaged(commit)
+                return await self._fetch(commit)
+            except AsyncSyncError as exc:
+                if next_ is None:
+                    raise
+                used = next_.location
+                self._observe(FellBack(damaged=commit.location, used=used, reason=str(exc)))
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    async def _look(self) -> list[Copies]:
+        seen = dict[Location, list[Commit]]()
+
+        async def look(place: Location) -> None:
+            try:
+                if place == self._remote:
+                    seen[place] = candidates(await self._find(place), place)
+                    return
+                with anyio.fail_after(_LOOK_S):
+                    there = candidates(await self._find(place), place)
+                    seen[place] = [commit for commit in there if commit.damaged is None]
+            except NotFoundError:
+                if not self._copies:
+                    raise
+            except (AsyncSyncError, TimeoutError) as exc:
+                if place == self._remote:
+                    raise
+                self._observe(Skipped(path=str(place), reason=f"no copy is read there: {exc}"))
+
+        places = [*self._copies, self._remote]
+        await each(places, look)
+        return gather_copies([seen.get(place, []) for place in places])
