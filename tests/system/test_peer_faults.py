@@ -28,7 +28,7 @@ pytestmark = pytest.mark.one_loop
 
 Way = Literal["up", "down"]
 WAYS: list[Way] = ["up", "down"]
-STALL_S = 0.15
+STALL_S = 0.25
 # What may move in vain: a request with its body, and what belongs to beginning again.
 _IN_VAIN = CHUNK + 8 * KIB
 
@@ -110,14 +110,17 @@ async def _clean_run(
 
 
 def _stages(seen: list[Seen]) -> list[tuple[str, Direction, int]]:
-    """Before a request, in its head, its body and after it; before its answer, in it, at its end."""
+    """Before a request, in its head, in its body, at its end; before its answer, in it, at its end.
+
+    Some bytes before the end: how long a manifest is depends on the time that it names.
+    """
     found: list[tuple[str, Direction, int]] = []
     for one in seen:
         sent, answered = one.request, one.response
-        for at in (sent.start, sent.start + 20, (sent.start + sent.stop) // 2, sent.stop - 16):
-            found.append((one.name, "request", at))
-        for at in (answered.start, answered.start + 20, answered.stop - 1):
-            found.append((one.name, "response", at))
+        begun = (sent.start, sent.start + 20, (sent.start + sent.stop) // 2, sent.stop - 16)
+        heard = (answered.start, answered.start + 20, answered.stop - 1)
+        found += [(one.name, "request", at) for at in begun]
+        found += [(one.name, "response", at) for at in heard]
     return found
 
 
@@ -240,7 +243,8 @@ async def test_a_stall_at_any_stage_of_any_request_ends_at_the_deadline(
     faults = [Stall(on=on, at=at) for _, on, at in _stages(seen)]
     await _forget(place)
 
-    assert await _each(place, way, faults, monkeypatch) == len(faults)
+    # On a busy machine more than one request may be too late.
+    assert await _each(place, way, faults, monkeypatch, moved=3 * CHUNK) == len(faults)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -254,7 +258,7 @@ async def test_a_body_that_stands_still_or_trickles_ends_at_the_deadline(
     faults += [Pace(on=on, at=at, size_bytes=1, every_s=0.01) for on, at in bodies[1:2]]
     await _forget(place)
 
-    assert await _each(place, way, faults, monkeypatch) == len(faults)
+    assert await _each(place, way, faults, monkeypatch, moved=3 * CHUNK) == len(faults)
 
 
 @pytest.mark.parametrize("way", WAYS)
