@@ -156,7 +156,7 @@ class Link:
     ) -> Answer:
         """Send bytes; see `Http.send`. Raises as `ask`."""
         opened = self._opened or await self._open()
-        if self._clock.now() >= opened.renew_at:
+        if self._given is None and self._clock.now() >= opened.renew_at:
             opened = await self._renew(opened)
         try:
             return await self._once(opened, name, data, what, session, blob, headers, into)
