@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple, cast
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from ..clock import Clock
 from ..digest import CHUNK_BYTES
@@ -138,7 +139,7 @@ class Bodies:
                 if seen.got > length:
                     raise FormatError("more than was announced")
                 yield data
-        except (ConnectionError, asyncio.IncompleteReadError, web.HTTPException) as exc:
+        except (ConnectionError, asyncio.IncompleteReadError, RequestPayloadError) as exc:
             raise self._broken(seen) from exc
         finally:
             self._open.discard(seen)

@@ -97,22 +97,23 @@ class Known:
 
 
 class Call(NamedTuple):
-    """A request that may be answered."""
+    """A request that may be answered.
 
-    request: web.Request
+    Attributes:
+        number, blob: of the session and of the file that it names.
+    """
+
+    request: web.BaseRequest
     claims: Claims
     route: m.Route
+    number: str = ""
+    blob: int = 0
 
     def session(self, sessions: Sessions[S]) -> S:
         """The session that it names, if that is its own."""
-        found = sessions.get(self.request.match_info["session"], self.claims.id)
+        found = sessions.get(self.number, self.claims.id)
         check_scope(self.claims, found.tree, self.route.needs)
         return found
-
-    @property
-    def blob(self) -> int:
-        """The number of the file that it names."""
-        return int(self.request.match_info["blob"])
 
     def tree(self, name: str) -> str:
         """A name of a tree, once it is known that the token reaches that far."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..clock import Clock
-from ..errors import AccessDeniedError, SlowDownError
+from ..errors import AccessDeniedError, AsyncSyncError, SlowDownError
 from ..secrets import Secret
 from ..wire.claims import Claims, Operation
 from ..wire.failures import UnauthorizedError
@@ -18,61 +18,62 @@ __all__ = ["Guard", "check_scope"]
 
 _SCHEME = "Bearer "
 _MINUTE_S = 60.0
+_MOST_DOUBLINGS = 30
 _MOST_ADDRESSES = 10_000
 
 
 @dataclass
 class _Failures:
-    """Of one address, in this minute."""
+    """Of one address, until it has shown none for a minute."""
 
-    since: float
+    at: float
     count: int = 0
 
 
 class Guard:
-    """Looks at tokens; who shows too many that are no good is not looked at for a while."""
+    """Looks at tokens; who shows many that are no good is told to wait, longer each time.
+
+    One that is good is always let in: many may come from one address, one of them a guesser, and
+    256 bits are not guessed.
+    """
 
     def __init__(self, keys: KeyRing, limits: Limits, clock: Clock) -> None:
         self.keys, self._limits, self._clock = keys, limits, clock
         self._failures: dict[str, _Failures] = {}
 
-    def admit(self, header: str | None, address: str, route: Route) -> Claims:
-        """What the token in that header allows; it is good for this kind of request.
+    def admit(self, shown: Sequence[str], address: str, route: Route) -> Claims:
+        """What the token in the one header that is `shown` allows, and that it is enough here.
 
         Raises:
             UnauthorizedError: it is not good, or there was none.
-            SlowDownError: too many from there were not.
+            SlowDownError: the same, and many from there were not.
             AccessDeniedError: it does not allow that.
         """
-        self._refuse_guesser(address)
-        if header is None or not header.startswith(_SCHEME):
+        if len(shown) != 1 or not shown[0].startswith(_SCHEME):
             raise self._failed(address)
+        token = Secret(shown[0].removeprefix(_SCHEME))
         try:
-            claims = self.keys.verify(Secret(header.removeprefix(_SCHEME)), self._clock.now())
+            claims = self.keys.verify(token, self._clock.now())
         except TokenError:
-            pass
-        else:
-            if "any" not in route.needs and not claims.operations.intersection(route.needs):
-                raise AccessDeniedError("this token does not allow that")
-            return claims
-        raise self._failed(address)
+            raise self._failed(address) from None
+        if "any" not in route.needs and not claims.operations.intersection(route.needs):
+            raise AccessDeniedError("this token does not allow that")
+        return claims
 
-    def _refuse_guesser(self, address: str) -> None:
-        seen, now = self._failures.get(address), self._clock.monotonic()
-        if seen is None:
-            return
-        wait_s = seen.since + _MINUTE_S - now
-        if wait_s <= 0:
-            del self._failures[address]
-        elif seen.count >= self._limits.max_failed_auths_per_minute:
-            raise SlowDownError("too many tokens that are not good; wait", retry_after_s=wait_s)
-
-    def _failed(self, address: str) -> UnauthorizedError:
+    def _failed(self, address: str) -> AsyncSyncError:
+        now = self._clock.monotonic()
+        seen = self._failures.pop(address, None)
+        if seen is None or now - seen.at >= _MINUTE_S:
+            seen = _Failures(now)
         if len(self._failures) >= _MOST_ADDRESSES:
-            self._failures.pop(next(iter(self._failures)))
-        seen = self._failures.setdefault(address, _Failures(self._clock.monotonic()))
-        seen.count += 1
-        return UnauthorizedError("a token that is good here is needed; join again to get one")
+            del self._failures[next(iter(self._failures))]
+        self._failures[address] = seen
+        seen.at, seen.count = now, seen.count + 1
+        beyond = seen.count - self._limits.max_failed_auths_per_minute
+        if beyond <= 0:
+            return UnauthorizedError("a token that is good here is needed; join again to get one")
+        wait_s = min(self._limits.max_auth_delay_s, 2.0 ** min(beyond - 1, _MOST_DOUBLINGS))
+        return SlowDownError("too many tokens that are not good; wait", retry_after_s=wait_s)
 
 
 def check_scope(claims: Claims, tree: str, needs: Sequence[str]) -> None:

@@ -11,13 +11,16 @@ import asyncio
 from collections import Counter
 from typing import Any, cast
 
+from aiohttp import web
 from aiohttp.http import HttpRequestParser
-from aiohttp.web_exceptions import HTTPBadRequest
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from aiohttp.web_server import Server
 
+from ..errors import FormatError
 from ..units import KIB
+from ..wire.failures import fault_of
 from ..wire.limits import Limits
+from ..wire.messages import CONTENT_TYPE, encode
 
 __all__ = ["Connections", "PeerProtocol"]
 
@@ -117,6 +120,26 @@ class PeerProtocol(RequestHandler):
         if self.transport is not None:
             self.transport.abort()
 
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no request. What was in it may be a secret: nobody is told, no log either.
+
+        Raises:
+            ConnectionError: something has been answered already.
+        """
+        del status, exc, message
+        if request.writer.output_size > 0:
+            raise ConnectionError
+        code, fault = fault_of(FormatError("this is no request; nothing was read of it"))
+        response = web.Response(status=code, body=encode(fault), content_type=CONTENT_TYPE)
+        response.force_close()
+        return response
+
     def body_was_taken(self) -> None:
         """The body of this request has been received past the parser, as a whole."""
         limits = self._connections.limits
@@ -127,6 +150,7 @@ class PeerProtocol(RequestHandler):
             max_line_size=limits.max_request_line_bytes,
             max_field_size=limits.max_header_bytes,
             max_headers=limits.max_headers,
-            payload_exception=HTTPBadRequest,
+            payload_exception=RequestPayloadError,
             auto_decompress=False,
+            max_msg_queue_size=self._max_msg_queue_size,
         )

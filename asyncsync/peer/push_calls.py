@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import wraps
 
 from aiohttp import web
 
 from ..digest import CHUNK_BYTES, digest
-from ..errors import AsyncSyncError, FormatError, RefusedError
+from ..errors import FormatError, RefusedError
 from ..manifest import decode
 from ..storage import Block, Intent, NewFile, Stored
 from ..units import KIB, MIB
 from ..wire import messages as m
 from ..wire.limits import Limits
 from .bodies import length_of, split_lines
-from .calls import Answer, Call, Handler, Head, answer, group_of, manifest_window, message, new_file
+from .calls import Answer, Call, Head, answer, group_of, manifest_window, message, new_file
 from .onward import level_of
 from .sessions import Push
 
@@ -122,21 +121,6 @@ async def recall(head: Head, call: Call) -> Answer:
         return answer(m.Held(held=[(blob, sorted(found)) for blob, found in held_now if found]))
 
 
-def _heard(handler: Handler) -> Handler:
-    """A refusal is heard by whoever is still sending the body: it is taken in before."""
-
-    @wraps(handler)
-    async def answering(head: Head, call: Call) -> Answer | web.StreamResponse:
-        try:
-            return await handler(head, call)
-        except AsyncSyncError:
-            await head.bodies.drop(call.request)
-            raise
-
-    return answering
-
-
-@_heard
 async def write(head: Head, call: Call) -> Answer:
     push = call.session(head.pushes)
     with push:
@@ -176,7 +160,6 @@ def _spread(body: memoryview, buffer: memoryview, extents: Iterable[tuple[int, i
     buffer[filled:] = bytes(len(buffer) - filled)
 
 
-@_heard
 async def write_many(head: Head, call: Call) -> Answer:
     push = call.session(head.pushes)
     with push:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -18,29 +16,22 @@ from aiohttp import web
 from ..clock import Clock, SystemClock
 from ..concurrency import ByteBudget, Threads, settled
 from ..errors import (
-    AccessDeniedError,
-    AsyncSyncError,
     ConfigError,
-    FormatError,
-    RefusedError,
-    TransientError,
     quote,
 )
 from ..secrets import Secret
 from ..storage import Share, TreeStore
 from ..storage.local import HeldRoot, LocalTrees
 from ..units import MIB
-from ..wire import messages as m
 from ..wire.claims import DEFAULT_LIFE_S, WORKER, Claims, Operation
-from ..wire.failures import UnauthorizedError, fault_of
 from ..wire.joining import Join, is_loopback
 from ..wire.limits import Limits
 from ..wire.tokens import HeadKey, KeyRing
 from ..wire.trust import fingerprint_of
+from .application import Application, new_request
 from .bodies import Bodies
-from .calls import Answer, Call, Head, Known
+from .calls import Head, Known
 from .guard import Guard
-from .handlers import HANDLERS
 from .onward import Nowhere, Onward
 from .protocol import Connections
 from .sessions import Push, Read, Sessions
@@ -49,10 +40,6 @@ from .turns import Turns
 
 __all__ = ["PeerServer"]
 
-_NOBODY = Claims(
-    scope="", operations=frozenset({Operation.LIST}), not_before=0, expires_at=1, id="0" * 32
-)
-_REQUEST_ID = re.compile(r"[0-9a-f]{1,32}")
 _SWEEP_S = 10.0
 _CLOSE_S = 60.0
 _SESSION_IDLE_S = 900.0  # after that, what arrived is kept on the disk and no more in memory
@@ -196,13 +183,18 @@ class PeerServer:
         await self._listen(stack, Application(head, self._guard))
 
     async def _listen(self, stack: AsyncExitStack, application: Application) -> None:
-        runner = web.AppRunner(application.make(), shutdown_timeout=0.0)
+        server = web.Server(application.respond, request_factory=new_request)
+        runner = web.ServerRunner(server, shutdown_timeout=0.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        assert runner.server is not None
         try:
             listener = await asyncio.get_running_loop().create_server(
-                Connections(runner.server, self._limits), self._host, self._port, ssl=self._tls
+                Connections(server, self._limits),
+                self._host,
+                self._port,
+                ssl=self._tls,
+                # A connection is counted once it has shaken hands; so it does not take long.
+                ssl_handshake_timeout=self._limits.header_deadline_s if self._tls else None,
             )
         except OSError as exc:
             raise ConfigError(
@@ -270,71 +262,6 @@ class PeerServer:
         self._guard.keys = keys
 
 
-class Application:
-    """The web application: every route has a policy, and every answer the same frame."""
-
-    def __init__(self, head: Head, guard: Guard) -> None:
-        self._head, self._guard = head, guard
-
-    def make(self) -> web.Application:
-        """The routes of `m.ROUTES`, and nothing else."""
-        application = web.Application()
-        for name, route in m.ROUTES.items():
-            path = m.BASE + route.path.replace("{session}", "{session:[0-9a-f]{32}}").replace(
-                "{blob}", "{blob:0|[1-9][0-9]{0,9}}"
-            )
-            application.router.add_route(route.method, path, self._answering(name, route))
-        application.on_response_prepare.append(_without_banner)
-        return application
-
-    def _answering(
-        self, name: str, route: m.Route
-    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        handler = HANDLERS[name]
-
-        async def respond(request: web.Request) -> web.StreamResponse:
-            try:
-                self._check_frame(request)
-                call = Call(request, self._admit(request, route), route)
-                found = await handler(self._head, call)
-            except AsyncSyncError as exc:
-                found = self._failed(exc)
-            except Exception as exc:  # noqa: BLE001 - a bug: whoever runs the head hears of it
-                what = {"message": f"the head failed at {name}", "exception": exc}
-                asyncio.get_running_loop().call_exception_handler(what)
-                found = self._failed(TransientError("the head failed; its log says how"))
-            if isinstance(found, web.StreamResponse):
-                return found
-            response = web.Response(body=found.body, status=found.status, headers=found.headers)
-            response.content_type = m.CONTENT_TYPE
-            return response
-
-        return respond
-
-    def _check_frame(self, request: web.Request) -> None:
-        if request.headers.get(m.VERSION_HEADER) != str(m.VERSION):
-            raise FormatError(f"this head speaks version {m.VERSION} of the protocol")
-        if "Content-Encoding" in request.headers:
-            raise RefusedError("a body in another coding; send it as it is")
-        if request.query_string:
-            raise FormatError("a request with a query")
-
-    def _admit(self, request: web.Request, route: m.Route) -> Claims:
-        if "public" in route.needs:
-            return _NOBODY
-        claims = self._guard.admit(
-            request.headers.get("Authorization"), request.remote or "", route
-        )
-        if route.changes and self._head.readonly:
-            raise AccessDeniedError("this head is read-only")
-        return claims
-
-    def _failed(self, error: AsyncSyncError) -> Answer:
-        status, fault = fault_of(error, hide=self._head.root)
-        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else {}
-        return Answer(m.encode(fault), status, headers)
-
-
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -344,12 +271,3 @@ def _real_root(root: str) -> str:
     if not os.path.isdir(root):
         raise ConfigError(f"{quote(root)} is no directory; make it, or mount what is to be there")
     return os.path.realpath(root)
-
-
-async def _without_banner(request: web.Request, response: web.StreamResponse) -> None:
-    """The same frame around every answer; nothing of who answers."""
-    response.headers.pop("Server", None)
-    response.headers[m.VERSION_HEADER] = str(m.VERSION)
-    number = request.headers.get(m.REQUEST_ID, "")
-    if _REQUEST_ID.fullmatch(number):
-        response.headers[m.REQUEST_ID] = number

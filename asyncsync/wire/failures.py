@@ -28,11 +28,15 @@ from ..errors import (
 )
 from .messages import Fault, path_of, text_of
 
-__all__ = ["GoneError", "UnauthorizedError", "error_of", "fault_of"]
+__all__ = ["CodingError", "GoneError", "UnauthorizedError", "error_of", "fault_of"]
 
 
 class UnauthorizedError(AccessDeniedError):
     """No token, or one that is not good."""
+
+
+class CodingError(RefusedError):
+    """A body that is compressed, or in another way not what it stands for."""
 
 
 class GoneError(TransientError):
@@ -50,6 +54,7 @@ _STATUS: dict[type[AsyncSyncError], int] = {
     ConflictError: 409,
     ClashError: 409,
     GoneError: 410,
+    CodingError: 415,
     IntegrityError: 422,
     CorruptedError: 422,
     RefusedError: 422,

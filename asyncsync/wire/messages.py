@@ -100,6 +100,11 @@ class Route(NamedTuple):
     needs: tuple[Need, ...]
     changes: bool = False
 
+    @property
+    def has_body(self) -> bool:
+        """Whether such a request says more than its head."""
+        return self.method != "GET" and self.path != "/reads/{session}"
+
     def url(self, session: str = "", blob: int = 0) -> str:
         """The path of one request."""
         return BASE + self.path.replace("{session}", session).replace("{blob}", str(blob))
