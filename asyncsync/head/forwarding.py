@@ -1,0 +1,366 @@
+"""Forwarding: what is committed at a head is carried on to where its loss does not matter."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Self
+
+import anyio
+from msgspec.structs import replace
+
+from ..clock import Clock, SystemClock
+from ..concurrency import Threads
+from ..errors import (
+    AsyncSyncError,
+    ConfigError,
+    IntegrityError,
+    NotFoundError,
+    TransientError,
+    quote,
+)
+from ..events import ignore
+from ..location import Location
+from ..manifest import Header
+from ..storage import Stores, TreeStore, check_scheme
+from ..storage.local import LocalTrees
+from ..syncing import check_overlap
+from ..transfer import Bounds, Engine
+from .carrying import Carried, Carrier
+from .events import Forwarded, Listener, NotForwarded, Vanished
+from .notes import Note, Notes
+
+__all__ = ["Forwarding", "check_place"]
+
+_AT_ONCE = 4  # trees; the files of each move side by side anyway
+_FIRST_S, _LONGEST_S = 1.0, 600.0
+_PERMANENT_S = 3600.0  # somebody may have changed what was in the way
+_SCAN_AGAIN_S = 60.0
+
+
+class Forwarding:
+    """Carries every commit below `root` on to `place`; see `Onward`.
+
+    A commit is noted on the disk before it is acknowledged, and the note says that it waits until
+    it has arrived. Of several versions of one tree the newest stands for all. What fails is tried
+    again for ever, after longer and longer pauses, and holds up nothing else. What was committed
+    and not noted, because of a crash, is found when it starts.
+
+    Use `open`.
+    """
+
+    forwards = True
+
+    def __init__(self, carrier: Carrier, notes: Notes, *, clock: Clock, listen: Listener) -> None:
+        self._carrier, self._notes = carrier, notes
+        self._clock, self._listen = clock, listen
+        self._threads = carrier.threads
+        self._known: dict[str, Note] = {}
+        self._unsure = set[str]()  # trees whose note may not be on the disk
+        self._asked = Counter[str]()  # how often a tree has been queued
+        self._failures = Counter[str]()
+        self._due = list[tuple[float, int, str]]()
+        self._at: dict[str, int] = {}  # the entry of `_due` that counts for a tree
+        self._running = set[str]()
+        self._order, self._turn, self._changed = count(), anyio.Lock(), anyio.Event()
+        self._looked, self._progress = anyio.Event(), anyio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        root: str,
+        place: Location,
+        state: Path,
+        *,
+        clock: Clock | None = None,
+        listen: Listener = lambda event: None,
+        target: TreeStore | None = None,
+    ) -> AsyncIterator[Self]:
+        """Carry on for as long as the block lasts; what is under way then goes on next time.
+
+        Args:
+            state: a private directory.
+            target: what holds `place`; None: what its scheme says.
+
+        Raises:
+            ConfigError: the place cannot be one.
+        """
+        check_place(root, place)
+        clock = clock or SystemClock()
+        threads, notes = Threads(8), Notes(state, place)
+        stores = Stores(threads=threads, clock=clock)
+        try:
+            await threads.run(notes.open)
+            above = place.path.strip("/")
+            if target is None:
+                target, above = await stores.open(place, ignore)
+            carrier = Carrier(
+                root=root.rstrip("/"),
+                source=LocalTrees(root, threads),
+                place=place,
+                target=target,
+                above=above,
+                engine=Engine(Bounds(), clock),
+                threads=threads,
+            )
+            forwarding = cls(carrier, notes, clock=clock, listen=listen)
+            forwarding._take(await threads.run(notes.load))
+            async with anyio.create_task_group() as group:
+                for _ in range(_AT_ONCE):
+                    group.start_soon(forwarding._work)
+                group.start_soon(forwarding._look)
+                yield forwarding
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await stores.aclose()
+            threads.close()
+
+    # -- what a head asks
+
+    async def queue(self, tree: str, identity: str) -> None:
+        async with self._turn:
+            self._asked[tree] += 1
+            note = self._known.get(tree)
+            if note is not None and note.identity == identity and tree not in self._unsure:
+                return
+            await self._write(Note(tree=tree, identity=identity, forwarded=_forwarded(note)))
+            self._failures.pop(tree, None)
+            self._plan(tree, 0.0)
+
+    def has(self, tree: str, identity: str) -> bool:
+        return _forwarded(self._known.get(tree)) == identity != ""
+
+    @property
+    def waiting(self) -> int:
+        """How many trees have to be carried on."""
+        return sum(note.waits for note in self._known.values())
+
+    async def wait_idle(self) -> None:
+        """Until everything that is committed has been carried on."""
+        await self._looked.wait()
+        while self.waiting or self._running:
+            self._progress = anyio.Event()
+            await self._progress.wait()
+
+    # -- notes
+
+    def _take(self, notes: dict[str, Note]) -> None:
+        self._known = notes
+        for tree, note in notes.items():
+            if note.waits:
+                self._plan(tree, 0.0)
+
+    async def _write(self, note: Note) -> None:
+        """Note it. Interrupted or failed, it counts as not noted, and whoever asks again notes it.
+
+        It is known from here on all the same: to carry on too much does no harm.
+        """
+        self._known[note.tree] = note
+        self._unsure.add(note.tree)
+        try:
+            await self._threads.run(self._notes.write, note)
+        except ConfigError as exc:
+            # Where the head keeps its state is nobody's business.
+            raise TransientError(
+                "the head cannot note that this commit has to be carried on; look at the disk of "
+                "its state"
+            ) from exc
+        self._unsure.discard(note.tree)
+
+    # -- when
+
+    def _plan(self, tree: str, wait_s: float) -> None:
+        number = next(self._order)
+        self._at[tree] = number
+        heapq.heappush(self._due, (self._clock.monotonic() + wait_s, number, tree))
+        self._changed.set()
+
+    async def _next(self) -> str:
+        """The tree that has waited longest and is due; nobody else carries it."""
+        while True:
+            while self._due and self._at.get(self._due[0][2]) != self._due[0][1]:
+                heapq.heappop(self._due)
+            due_s = self._due[0][0] if self._due else math.inf
+            if due_s <= self._clock.monotonic():
+                tree = heapq.heappop(self._due)[2]
+                del self._at[tree]
+                if tree not in self._running:  # else it is planned anew when that ends
+                    self._running.add(tree)
+                    return tree
+                continue
+            await self._wait(due_s - self._clock.monotonic())
+
+    async def _wait(self, seconds: float) -> None:
+        if self._changed.is_set():
+            self._changed = anyio.Event()
+        changed = self._changed
+
+        async def alarm() -> None:
+            await self._clock.sleep(seconds)
+            group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            if seconds < math.inf:
+                group.start_soon(alarm)
+            await changed.wait()
+            group.cancel_scope.cancel()
+
+    # -- doing it
+
+    async def _work(self) -> None:
+        while True:
+            tree = await self._next()
+            asked = self._asked[tree]
+            try:
+                await self._arrived(tree, asked, await self._carry(tree))
+            except _VanishedError:
+                await self._forget(tree)
+                self._listen(Vanished(tree=tree))
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it holds up nothing else
+                await self._failed(tree, asked, exc)
+            finally:
+                self._running.discard(tree)
+                self._progress.set()
+            note = self._known.get(tree)
+            if note is not None and note.waits and tree not in self._at:
+                self._plan(tree, 0.0)
+
+    async def _carry(self, tree: str) -> Carried:
+        ours = _forwarded(self._known.get(tree))
+        while True:
+            before = await self._header(tree)
+            try:
+                return await self._carrier.carry(tree, ours)
+            except (IntegrityError, NotFoundError):
+                now = await self._header(tree)
+                if (now.identity, now.attempt) == (before.identity, before.attempt):
+                    raise  # it was not replaced while it was read
+
+    async def _header(self, tree: str) -> Header:
+        try:
+            return await self._carrier.source.read_header(tree)
+        except NotFoundError as exc:
+            raise _VanishedError from exc
+
+    async def _arrived(self, tree: str, asked: int, carried: Carried) -> None:
+        manifest = carried.manifest
+        async with self._turn:
+            note, found = self._known[tree], manifest.identity
+            # What was queued before the tree was read is that commit, or one that it replaced.
+            newest = note.identity if self._asked[tree] != asked else found
+            self._failures.pop(tree, None)
+            await self._write(Note(tree=tree, identity=newest, forwarded=found))
+        self._listen(
+            Forwarded(
+                tree=tree,
+                identity=found,
+                location=str(self._place_of(tree)),
+                files=manifest.header.files,
+                size_bytes=manifest.header.size_bytes,
+                sent_bytes=carried.sent_bytes,
+                durability=carried.durability,
+            )
+        )
+
+    async def _forget(self, tree: str) -> None:
+        async with self._turn:
+            self._known.pop(tree, None)
+            await self._threads.run(self._notes.remove, tree)
+
+    async def _failed(self, tree: str, asked: int, error: Exception) -> None:
+        permanent = not isinstance(error, TransientError)
+        reason = str(error) if isinstance(error, AsyncSyncError) else repr(error)
+        self._failures[tree] += 1
+        wait_s = min(_LONGEST_S, _FIRST_S * 2.0 ** (self._failures[tree] - 1))
+        if permanent:
+            wait_s = _PERMANENT_S
+        if self._asked[tree] != asked:  # there is a newer one
+            wait_s = 0.0
+        async with self._turn:
+            note = self._known.get(tree)
+            if note is not None:
+                try:
+                    await self._write(replace(note, failure=reason, permanent=permanent))
+                except TransientError:
+                    pass  # the event says it; and the tree is tried again in any case
+            self._plan(tree, wait_s)
+        self._tell(tree, reason, permanent=permanent, wait_s=wait_s)
+
+    def _tell(self, tree: str, reason: str, *, permanent: bool, wait_s: float) -> None:
+        where = str(self._place_of(tree))
+        self._listen(
+            NotForwarded(
+                tree=tree, location=where, reason=reason, permanent=permanent, wait_s=wait_s
+            )
+        )
+
+    def _place_of(self, tree: str) -> Location:
+        return self._carrier.place / tree if tree else self._carrier.place
+
+    # -- after a crash
+
+    async def _look(self) -> None:
+        """Queue what is committed and was never noted; forget what is not there any more."""
+        before = set(self._known)
+        while True:
+            try:
+                for tree in before - await self._queue_all():
+                    await self._forget_vanished(tree)
+            except AsyncSyncError as exc:
+                self._tell("", str(exc), permanent=False, wait_s=_SCAN_AGAIN_S)
+                await self._clock.sleep(_SCAN_AGAIN_S)
+            else:
+                self._looked.set()
+                return
+
+    async def _queue_all(self) -> set[str]:
+        seen = set[str]()
+        source = self._carrier.source
+        try:
+            async for sight in source.find(""):
+                seen.add(sight.tree)
+                try:
+                    header = await source.read_header(sight.tree)
+                except (NotFoundError, IntegrityError):
+                    continue  # gone by now; or damaged, which readers are told
+                if _forwarded(self._known.get(sight.tree)) != header.identity:
+                    await self.queue(sight.tree, header.identity)
+        except NotFoundError:
+            pass  # there is nothing at all
+        return seen
+
+    async def _forget_vanished(self, tree: str) -> None:
+        try:
+            await self._header(tree)
+        except _VanishedError:
+            if not self._known[tree].waits:  # else it is told when its turn comes
+                await self._forget(tree)
+        except AsyncSyncError:
+            return  # it is there, in some way
+
+
+class _VanishedError(Exception):
+    """The tree was deleted from the head."""
+
+
+def check_place(root: str, place: Location) -> None:
+    """Refuse a place that nothing can be carried on to.
+
+    Raises:
+        ConfigError: and says why.
+    """
+    check_scheme(place.scheme)
+    if place.scheme == "memory":
+        raise ConfigError(f"{quote(str(place))} ends with the head; carry trees to another place")
+    check_overlap(root, place)
+
+
+def _forwarded(note: Note | None) -> str:
+    return "" if note is None else note.forwarded
