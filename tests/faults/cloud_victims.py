@@ -82,13 +82,17 @@ def _objects(store: str, threads: Threads) -> ObjectStore:
 
 
 async def _work(store: str, scenario: str) -> None:
-    from .committed_scenarios import CHUNK, SCENARIOS
+    from .committed_scenarios import CHUNK, SCENARIOS, Act
+    from .group_scenarios import rank, small_chunks
 
     writer.CHUNK_BYTES = CHUNK  # type: ignore[attr-defined] # files of eleven bytes are big ones
+    act: Act = SCENARIOS[scenario][1] if scenario in SCENARIOS else rank(int(scenario[-1]))
+    if scenario not in SCENARIOS:
+        small_chunks(setattr)
     threads = Threads(4)
     objects = _objects(store, threads)
     try:
-        await SCENARIOS[scenario][1](CommittedTrees(objects, clock=SystemClock()))
+        await act(CommittedTrees(objects, clock=SystemClock()))
     finally:
         await objects.aclose()
         threads.close()

@@ -1,4 +1,4 @@
-"""The four operations that may die at any moment, and what must be true of the disk afterwards."""
+"""The operations that may die at any moment, and what must be true of the disk afterwards."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from asyncsync.digest import digest
 from asyncsync.errors import NotCommittedError, NotFoundError
 from asyncsync.manifest import DirectoryEntry, Entry, FileEntry, Header, Kind, Manifest
 from asyncsync.names import MANIFEST, is_ours, new_attempt
-from asyncsync.storage import Durability, Intent, NewFile
+from asyncsync.storage import Durability, Group, Intent, NewFile
 from asyncsync.storage.local import LocalTrees
 from asyncsync.syncing import StorageSyncer
 
 __all__ = [
+    "ALONE",
     "FIRST",
     "FRONT_DOOR",
+    "GROUPS",
     "SCENARIOS",
     "SECOND",
     "TREE",
@@ -95,6 +97,49 @@ async def _delete(store: LocalTrees) -> None:
         return
 
 
+# Four ranks whose parts are SECOND: one file is in two of them, and one rank has nothing.
+PARTS = (
+    Tree({"a/one": b"I" * 900}),
+    Tree({"a/two": b"2" * 90, "b/three/x": b"x"}),
+    Tree({}),
+    Tree({"a/two": b"2" * 90}, ("void/inner", "b")),
+)
+
+
+async def _ranks(store: LocalTrees) -> None:
+    """What four ranks of a group do, one after another; each goes on where it was."""
+    for rank, part in enumerate(PARTS):
+        await _rank(store, Group(id="one", rank=rank, size=len(PARTS)), part)
+
+
+_OLD, _NEW = Tree({"a": b"old"}), Tree({"a": b"new"})
+
+
+async def _one_rank(store: LocalTrees) -> None:
+    await _rank(store, Group(id="one", rank=0, size=1), _NEW)
+
+
+async def _rank(store: LocalTrees, group: Group, part: Tree) -> None:
+    there = await _there(store)
+    expect = there.identity if there else None
+    if there is None or there.header.attempt != group.attempt:
+        await _leave(store, group, part, expect)
+    await store.gather(TREE, Intent(attempt=new_attempt(), expect=expect, group=group))
+
+
+async def _leave(store: LocalTrees, group: Group, part: Tree, expect: str | None) -> None:
+    with suppress(NotFoundError):
+        await store.read_part(TREE, group)
+        return
+    entries = manifest_of(part).entries
+    manifest = Manifest.of(Header(attempt=group.attempt, name="ckpt"), entries)
+    async with store.begin(
+        TREE, Intent(attempt=new_attempt(), expect=expect, group=group)
+    ) as writer:
+        await writer.write_many([(NewFile(p, len(d)), d) for p, d in part.files.items()])
+        await writer.commit(manifest)
+
+
 @contextmanager
 def without_renameat2() -> Iterator[None]:
     """A file system that can neither exchange two names nor rename without replacing."""
@@ -150,6 +195,17 @@ SCENARIOS = {
     "replace": Scenario(FIRST, SECOND, _replace),
     "replace-by-two-renames": Scenario(FIRST, SECOND, _replace, without_renameat2),
     "delete": Scenario(FIRST, None, _delete),
+}
+
+
+GROUPS: dict[str, Scenario] = {
+    "group": Scenario(None, SECOND, _ranks),
+    "group-replace": Scenario(FIRST, SECOND, _ranks),
+}
+# Every state that a power cut may leave of more would be too many.
+ALONE: dict[str, Scenario] = {
+    "group-of-one": Scenario(None, _NEW, _one_rank),
+    "group-of-one-replace": Scenario(_OLD, _NEW, _one_rank),
 }
 
 

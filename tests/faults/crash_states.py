@@ -183,7 +183,8 @@ class _Recorder:
     def commit(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def act(attempt: Attempt, *args: Any) -> Any:
             answer = real(attempt, *args)
-            self.record.events.append(_Acknowledged())
+            if attempt.intent.group is None:  # a part is no answer to anybody yet
+                self.record.events.append(_Acknowledged())
             return answer
 
         return act

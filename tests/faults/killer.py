@@ -22,7 +22,7 @@ from typing import IO
 
 import anyio
 
-from .crash_scenarios import FRONT_DOOR, SCENARIOS
+from .crash_scenarios import FRONT_DOOR, GROUPS, SCENARIOS
 
 __all__ = ["CALLS", "Killer", "Outcome", "serve"]
 
@@ -51,7 +51,7 @@ CALLS = (
     "flock",
 )
 
-_ALL = {**SCENARIOS, **FRONT_DOOR}
+_ALL = {**SCENARIOS, **FRONT_DOOR, **GROUPS}
 
 # Appended: the package under test is the one that is installed, not the one beside the tests.
 _SERVE = """

@@ -10,8 +10,10 @@ from tempfile import mkdtemp
 
 import pytest
 
-from .crash_scenarios import SCENARIOS, Scenario, assert_tidy, look
+from .crash_scenarios import ALONE, SCENARIOS, Scenario, assert_tidy, look
 from .crash_states import materialise, recording, states
+
+_ALL = {**SCENARIOS, **ALONE}
 
 
 @pytest.fixture
@@ -39,11 +41,11 @@ async def _disks(scenario: Scenario, folder: Path) -> list[tuple[bool, Path]]:
     return disks
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", _ALL)
 async def test_after_any_power_cut_readers_see_a_whole_tree_and_all_that_was_acknowledged(
     name: str, memory: Path
 ) -> None:
-    scenario = SCENARIOS[name]
+    scenario = _ALL[name]
     disks = await _disks(scenario, memory)
 
     for acknowledged, base in disks:
@@ -53,11 +55,11 @@ async def test_after_any_power_cut_readers_see_a_whole_tree_and_all_that_was_ack
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", _ALL)
 async def test_after_any_power_cut_the_next_run_finishes_and_tidies_up(
     name: str, memory: Path
 ) -> None:
-    scenario = SCENARIOS[name]
+    scenario = _ALL[name]
     disks = await _disks(scenario, memory)
 
     for _, base in disks:

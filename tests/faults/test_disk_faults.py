@@ -36,6 +36,7 @@ from asyncsync.storage.local.publish import Attempt
 
 from .crash_scenarios import (
     FIRST,
+    GROUPS,
     SCENARIOS,
     SECOND,
     TREE,
@@ -163,11 +164,11 @@ async def _check_after(
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("sticky", [False, True], ids=["once", "from-then-on"])
 @pytest.mark.parametrize("call", _CALLS)
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [*SCENARIOS, *GROUPS])
 async def test_any_call_that_fails_leaves_a_whole_tree_and_the_next_run_finishes(
     name: str, call: str, sticky: bool, base: str
 ) -> None:
-    await _fail_each(base, SCENARIOS[name], call, sticky=sticky)
+    await _fail_each(base, {**SCENARIOS, **GROUPS}[name], call, sticky=sticky)
 
 
 @pytest.mark.parametrize("name", ["new", "update", "replace"])

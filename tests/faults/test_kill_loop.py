@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 import anyio
 import pytest
 
-from .crash_scenarios import FRONT_DOOR, SCENARIOS, Scenario, assert_tidy, look
+from .crash_scenarios import FRONT_DOOR, GROUPS, SCENARIOS, Scenario, assert_tidy, look
 from .killer import CALLS, Killer
 
 pytestmark = pytest.mark.slow
@@ -29,11 +29,11 @@ def memory() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", FRONT_DOOR)
+@pytest.mark.parametrize("name", [*FRONT_DOOR, *GROUPS])
 def test_killed_at_any_call_the_tree_is_whole_and_the_next_run_finishes(
     name: str, memory: Path
 ) -> None:
-    points = _kill_at_each(FRONT_DOOR[name], name, memory)
+    points = _kill_at_each({**FRONT_DOOR, **GROUPS}[name], name, memory)
 
     assert len(points) > 50
     assert {call for call, _ in points} >= {"openat2", "fsync", "close"}

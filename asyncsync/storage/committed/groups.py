@@ -190,8 +190,8 @@ async def _clear(place: Place, lease: Lease, old: Found | None) -> None:
     own = left.group == lease.record.group
     ours = left.paths if own else left.ours
     kept = frozenset(old.manifest.files) if old else frozenset()
-    if not own:
-        await place.abort_uploads(ours.union(kept).__contains__)
+    begun = ours if own else ours | kept
+    await place.abort_uploads(begun.__contains__)
     doomed = ours - kept
     await remove(place, doomed - await place.unmarked(doomed - left.listed))
     await lease.update(paths=(), listed=None if own else ())

@@ -113,10 +113,14 @@ class PartWriter(CommittedWriter):
 
     async def _doubt(self, path: str, error: ClashError | NotFoundError) -> None:
         """Raise `error`, unless another rank has taken the name: then merging will tell."""
-        others, _ = await claimed(self._place, of=self._group.attempt)
-        if path not in others:
+        if path not in await self._others():
             raise error
         self._misfits.add(path)
+
+    async def _others(self) -> frozenset[str]:
+        """Where other ranks may have written."""
+        group = self._group
+        return (await claimed(self._place, of=group.attempt, but_rank=group.rank))[0]
 
     # -- leaving the part
 
@@ -192,6 +196,12 @@ class PartWriter(CommittedWriter):
 
     async def leave(self, *, keep: bool = False) -> None:
         await super().leave(keep=keep or self._announced)
+
+    async def _abort_uploads(self) -> None:
+        """Those of an earlier attempt of this rank; another rank's of the same file stay."""
+        if self.lease.inherited is not None:
+            others = await self._others()
+            await self._place.abort_uploads(lambda p: self._is_ours(p) and p not in others)
 
     async def _listed(self) -> frozenset[str]:
         part = await self._part() if self._announced else None

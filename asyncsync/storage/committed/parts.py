@@ -129,15 +129,19 @@ async def left_by(place: Place, group: Group) -> set[int]:
     return {one.rank async for one in _scan(place, group.attempt) if not one.record}
 
 
-async def claimed(place: Place, *, but: str = "", of: str = "") -> tuple[frozenset[str], float]:
+async def claimed(
+    place: Place, *, but: str = "", of: str = "", but_rank: int = -1
+) -> tuple[frozenset[str], float]:
     """Where the ranks of groups may have written, and when they last showed life.
 
     Args:
         but: the group, by its attempt, that does not count; of: the only one that does.
+        but_rank: the rank that does not count.
     """
     paths: set[str] = set()
     last = 0.0
-    for one in [one async for one in _scan(place, of) if one.attempt != but]:
+    names = [one async for one in _scan(place, of) if but != one.attempt]
+    for one in [one for one in names if one.rank != but_rank]:
         if one.record:
             held = await read_record(PartPlace(place, one.attempt, one.rank))
             if held is not None:

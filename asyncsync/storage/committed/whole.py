@@ -36,6 +36,8 @@ async def complete(
     """
     old = await place.manifest()
     if old is not None and old.manifest.header.attempt == group.attempt:
+        paths, _ = await claimed(place)
+        await place.abort_uploads(paths.__contains__)
         await sweep(place)
         await lease.drop()
         return ()
