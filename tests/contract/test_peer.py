@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from asyncsync.concurrency import Threads
 from asyncsync.peer import PeerServer
+from asyncsync.peer.certificates import Certificates, prepare_certificates, server_context
 from asyncsync.storage import TreeStore
 from asyncsync.storage.peer import open_trees
 from asyncsync.wire.claims import Operation
@@ -34,6 +37,40 @@ class TestPeer(OnDisk):
         monkeypatch.setenv("ASYNCSYNC_JOIN", join.line().reveal())
         threads = Threads(4)
         store = open_trees(head.address, secure=False, threads=threads, max_requests=8)
+        yield store
+        await store.aclose()
+        threads.close()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    folder = tmp_path_factory.mktemp("head") / "tls"
+    return prepare_certificates(folder, ["127.0.0.1"], now=time.time())
+
+
+@pytest.fixture
+def tls(certificates: Certificates) -> ssl.SSLContext:
+    return server_context(certificates.file)
+
+
+@pytest.mark.slow
+class TestPeerOverTls(TestPeer):
+    @pytest.fixture
+    async def head(
+        self, root: Path, certificates: Certificates, tls: ssl.SSLContext
+    ) -> AsyncIterator[PeerServer]:
+        async with PeerServer(str(root), tls=tls, authority=certificates.authority) as head:
+            yield head
+
+    @pytest.fixture
+    async def store(
+        self, head: PeerServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[TreeStore]:
+        token = head.token(operations=frozenset(Operation))
+        join = Join(address=head.address, token=token, fingerprint=certificates.fingerprint)
+        monkeypatch.setenv("ASYNCSYNC_JOIN", join.line().reveal())
+        threads = Threads(4)
+        store = open_trees(head.address, secure=True, threads=threads, max_requests=8)
         yield store
         await store.aclose()
         threads.close()

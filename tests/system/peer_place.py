@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
+import tempfile
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -16,6 +21,7 @@ from asyncsync import digest
 from asyncsync.clock import Clock
 from asyncsync.events import Observer, ignore
 from asyncsync.peer import PeerServer, push_calls, read_calls, sessions
+from asyncsync.peer.certificates import Certificates, prepare_certificates, server_context
 from asyncsync.storage.local import stage, unfinished
 from asyncsync.storage.local import store as local_store
 from asyncsync.storage.peer import link, writer
@@ -61,10 +67,15 @@ class PeerPlace:
     """
 
     def __init__(
-        self, tmp_path: Path, limits: Limits | None, clock: Clock | None, readonly: bool
+        self,
+        tmp_path: Path,
+        limits: Limits | None,
+        clock: Clock | None,
+        certificates: Certificates | None,
     ) -> None:
         self.tmp_path, self.root = tmp_path, tmp_path / "head"
-        self._limits, self._clock, self._readonly = limits, clock, readonly
+        self._limits, self._clock = limits, clock
+        self._certificates = certificates
         self._keys = KeyRing((HeadKey.new(),))
         self.port = 0
         self.files: dict[str, bytes] = {
@@ -83,7 +94,7 @@ class PeerPlace:
 
     @property
     def location(self) -> str:
-        return f"peer://{self.proxy.address}/exp"
+        return f"{'peers' if self._certificates else 'peer'}://{self.proxy.address}/exp"
 
     @property
     def size_bytes(self) -> int:
@@ -91,13 +102,17 @@ class PeerPlace:
 
     async def start(self) -> None:
         """Start a head, on the same port as the one before."""
+        tls = None
+        if self._certificates is not None:
+            tls = await to_thread.run_sync(server_context, self._certificates.file)
         self.head = PeerServer(
             str(self.root),
             port=self.port,
             keys=self._keys,
             limits=self._limits,
             clock=self._clock,
-            readonly=self._readonly,
+            tls=tls,
+            authority=self._certificates.authority if self._certificates else "",
         )
         await self.head.__aenter__()
         self.port = int(self.head.address.rpartition(":")[2])
@@ -110,7 +125,8 @@ class PeerPlace:
     def join(self, monkeypatch: pytest.MonkeyPatch, scope: str = "", **token: Any) -> None:
         """Let workers in by the environment."""
         shown = self.head.token(scope, **{"operations": EVERYTHING, **token})
-        line = Join(address=self.proxy.address, token=shown).line()
+        known = self._certificates.fingerprint if self._certificates else None
+        line = Join(address=self.proxy.address, token=shown, fingerprint=known).line()
         monkeypatch.setenv("ASYNCSYNC_JOIN", line.reveal())
 
     @asynccontextmanager
@@ -154,6 +170,14 @@ class PeerPlace:
         return sum(len(those.all) for those in self.sessions)
 
 
+@cache
+def _certificates() -> Certificates:
+    """Those of all heads of this process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(rmtree, folder, ignore_errors=True)
+    return prepare_certificates(Path(folder) / "tls", ["127.0.0.1"], now=time.time())
+
+
 def _watched(monkeypatch: pytest.MonkeyPatch) -> list[sessions.Sessions[Any]]:
     """The sessions of all heads that are started from now on."""
     found: list[sessions.Sessions[Any]] = []
@@ -174,10 +198,11 @@ async def peer_place(
     *,
     limits: Limits | None = None,
     clock: Clock | None = None,
-    readonly: bool = False,
+    secure: bool = False,
 ) -> AsyncIterator[PeerPlace]:
-    """A head with nothing in it, and a token for everything."""
-    place = PeerPlace(tmp_path, limits, clock, readonly)
+    """A head with nothing in it, over TLS if so, and a token for everything."""
+    certificates = await to_thread.run_sync(_certificates) if secure else None
+    place = PeerPlace(tmp_path, limits, clock, certificates)
     place.sessions = _watched(monkeypatch)
     await to_thread.run_sync(os.mkdir, place.root)
     await place.start()
