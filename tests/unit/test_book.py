@@ -70,6 +70,20 @@ def test_only_success_restarts_the_period() -> None:
     assert book.next_at() == 8.0
 
 
+def test_a_tree_rests_after_a_failure_also_where_the_period_is_endless() -> None:
+    book = Book(Rules(period_s=inf), 1)
+    tree = tree_of(book, "t")
+    book.report(tree, 0.0)
+    (first,) = book.starts(0.0)
+    book.failed(first, 0.0, again=False)
+
+    assert book.starts(0.999) == []
+    (second,) = book.starts(1.0)
+    book.succeeded(second, 1.0)
+    book.report(tree, 2.0)
+    assert book.next_at() == inf
+
+
 def test_what_was_not_reported_is_not_synced_again() -> None:
     book, (tree, *_) = make()
     book.report(tree, 0.0)
