@@ -35,6 +35,7 @@ _NOBODY = Claims(
 _REQUEST_ID = re.compile(r"[0-9a-f]{1,32}")
 _PLACES = {"{session}": "(?P<session>[0-9a-f]{32})", "{blob}": "(?P<blob>0|[1-9][0-9]{0,9})"}
 # What changes how a request is read, or by whom, does not exist here.
+_OUT_OF_STEP = (400, 415)  # whoever sends such a request may see its end elsewhere
 _FOREIGN = ("Transfer-Encoding", "Upgrade", "Expect", "Trailer")
 
 
@@ -120,6 +121,8 @@ class Application:
             return found
         response = web.Response(body=found.body, status=found.status, headers=found.headers)
         response.content_type = m.CONTENT_TYPE
+        if found.status in _OUT_OF_STEP:
+            response.force_close()
         return response
 
     async def _answer(self, request: web.BaseRequest) -> Answer | web.StreamResponse:

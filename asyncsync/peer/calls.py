@@ -46,6 +46,7 @@ T = TypeVar("T")
 S = TypeVar("S", bound=Session)
 
 _KNOWN = 10_000
+_MODES, _TIMES = 2**16, 2**63
 _WINDOW_BYTES = 32 * MIB
 
 
@@ -152,6 +153,8 @@ def new_file(line: m.FileLine) -> NewFile:
     check_path(path)
     if not 0 <= line.size_bytes <= MAX_FILE_BYTES:
         raise FormatError("a file whose size makes no sense")
+    if not (0 <= line.mode < _MODES and abs(line.mtime_ns) < _TIMES):
+        raise FormatError("a file whose mode or time makes no sense")
     return NewFile(path, line.size_bytes, line.mode & 0o777, line.mtime_ns)
 
 
@@ -169,5 +172,7 @@ def group_of(member: m.Member) -> Group:
 
 async def manifest_window(head: Head, found: Manifest, start: int) -> Answer:
     """As much of the text of a manifest, from there on, as goes into one answer."""
+    if start < 0:
+        raise FormatError("a window that begins before the text")
     text = await head.threads.run(lambda: b"".join(encode(found)))
     return Answer(text[start : start + _WINDOW_BYTES], headers={m.TOTAL: str(len(text))})

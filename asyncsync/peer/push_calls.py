@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from aiohttp import web
 
-from ..digest import CHUNK_BYTES, digest
+from ..digest import CHUNK_BYTES, chunk_count, digest
 from ..errors import FormatError, RefusedError
 from ..manifest import decode
 from ..storage import Block, Intent, NewFile, Stored
@@ -115,10 +115,16 @@ async def recall(head: Head, call: Call) -> Answer:
                 pairs = zip(held.numbers, map(Stored, held.digests), strict=False)
                 said.setdefault(held.blob, {}).update(pairs)
         blobs = list(said)
-        wanted = [(push.file(blob), said[blob]) for blob in blobs]
+        wanted = [_within(push.file(blob), said[blob]) for blob in blobs]
         there = await push.recall(wanted)
         held_now = zip(blobs, there, strict=True)
         return answer(m.Held(held=[(blob, sorted(found)) for blob, found in held_now if found]))
+
+
+def _within(file: NewFile, said: Mapping[int, Stored]) -> tuple[NewFile, dict[int, Stored]]:
+    """What is said of a file, without chunks that it does not have."""
+    count = chunk_count(file.size_bytes)
+    return file, {number: stored for number, stored in said.items() if 0 <= number < count}
 
 
 async def write(head: Head, call: Call) -> Answer:

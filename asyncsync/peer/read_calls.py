@@ -23,6 +23,7 @@ __all__ = ["close", "open_", "read", "read_many", "turn"]
 _RANGE = re.compile(r"bytes=(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
 _MAX_WORD = 4096
 _BATCH_BYTES = CHUNK_BYTES + 64 * KIB
+_BATCH_FILES = 4096
 
 
 async def open_(head: Head, call: Call) -> Answer:
@@ -59,9 +60,10 @@ async def read_many(head: Head, call: Call) -> Answer | web.StreamResponse:
         asked = await message(head, call, m.Blobs)
         wanted = [session.file(blob) for blob in asked.blobs]
         size_bytes = sum(file.size_bytes for file in wanted)
-        if size_bytes > _BATCH_BYTES and len(wanted) > 1:
+        if size_bytes > _BATCH_BYTES or len(wanted) > _BATCH_FILES:
             raise RefusedError(
-                f"files of {size_bytes} bytes; {_BATCH_BYTES} is the limit of a batch"
+                f"{len(wanted)} files of {size_bytes} bytes; a batch has at most {_BATCH_FILES} "
+                f"and {_BATCH_BYTES} bytes"
             )
         async with head.memory.borrow(size_bytes):
             with session.using():

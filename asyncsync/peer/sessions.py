@@ -407,7 +407,7 @@ def _remember(those: dict[str, T], number: str, what: T) -> None:
 
 
 def _at(files: Sequence[NewFile], blob: int) -> NewFile:
-    if blob >= len(files):
+    if not 0 <= blob < len(files):
         raise FormatError("a file that is not in the plan")
     return files[blob]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import FormatError
 from ..secrets import Secret
 from ..wire import messages as m
 from .calls import Answer, Call, Head, answer, listed, manifest_window, message, texts
@@ -22,6 +23,8 @@ __all__ = [
     "probe",
     "renew",
 ]
+
+_MAX_AGE_S = 1e9
 
 
 async def hello(head: Head, call: Call) -> Answer:
@@ -104,6 +107,8 @@ async def delete(head: Head, call: Call) -> Answer:
 
 async def clean(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.Clean)
+    if not 0 <= asked.older_than_s <= _MAX_AGE_S:
+        raise FormatError("an age that makes no sense")
     cleaned = await head.store.clean(call.tree(asked.tree), older_than_s=asked.older_than_s)
     return answer(m.Cleaned(trees=texts(cleaned)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
@@ -412,9 +413,18 @@ encode = msgspec.json.encode
 def decode(text: bytes, kind: type[T]) -> T:
     """Read a message. FormatError: it is none of that kind, whatever it is."""
     try:
-        return msgspec.json.decode(text, type=kind)
+        found = msgspec.json.decode(text, type=kind)
+        if isinstance(found, Message):
+            json.loads(text, object_pairs_hook=_refuse_doubles)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise FormatError(f"a message that is no {kind.__name__}") from None
+    return found
+
+
+def _refuse_doubles(fields: list[tuple[str, object]]) -> None:
+    """ValueError: a field is there twice, and readers differ in which of them counts."""
+    if len({name for name, _ in fields}) < len(fields):
+        raise ValueError
 
 
 def lines_of(messages: Iterable[object]) -> Iterator[bytes]:
