@@ -58,7 +58,7 @@ def reply(
 ) -> bytes:
     """An answer of a head in its frame, with a message or bytes as its body."""
     data = body if isinstance(body, bytes) else m.encode(body)
-    frame = {"Asyncsync_Version": str(m.VERSION), "Asyncsync_Request": asked.headers[_ID]}
+    frame = {"Asyncsync_Version": str(m.VERSION), "Asyncsync_Request": asked.headers.get(_ID)}
     return http(data, status=status, length=length, **{**frame, **headers})
 
 
