@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial, wraps
-from inspect import signature
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import ConfigError, quote
 from ..location import Location
-from ..units import parse_bytes
 from ..version import __version__
 from .job import Job, Limits, Links, Options, Patterns
+from .nodes import head, join
+from .options import (
+    again,
+    local,
+    location,
+    place_of,
+    seconds,
+    switch,
+    with_dry_run,
+    with_limits,
+    with_options,
+    with_patterns,
+    with_step,
+)
 
 if TYPE_CHECKING:
     from .runner import World
 
 __all__ = ["app", "main"]
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_TOKEN = re.compile(r"asj?1\.[A-Za-z0-9_.-]*")
 
 
 def main(argv: Sequence[str] | None = None, world: World | None = None) -> int:
@@ -71,102 +84,7 @@ def _without_secrets(text: str, args: Sequence[str]) -> str:
             Location.parse(part)
         except ConfigError:
             text = text.replace(part, "...").replace(repr(part)[1:-1], "...")
-    return text
-
-
-def _local(text: str, usage: str) -> str:
-    """A local directory as a path; the usual mistake is to swap source and target."""
-    where = Location.parse(text)
-    if where.scheme != "file":
-        raise ConfigError(
-            f"{quote(str(where))} is not a local directory; the order is asyncsync {usage}"
-        )
-    return where.path
-
-
-def _place(text: str) -> str:
-    return str(Location.parse(text))
-
-
-def _limits(jobs: int | None, bwlimit: str | None, timeout: float | None) -> Limits:
-    rate = parse_bytes(bwlimit) if bwlimit is not None else None
-    if rate == 0:
-        raise ConfigError("--bwlimit 0 would never end; leave it out for no limit")
-    if timeout is not None and not 0 < timeout < math.inf:
-        raise ConfigError(f"--timeout {timeout:g} is no time; give seconds above 0")
-    return Limits(jobs=jobs, bwlimit=rate, timeout_s=timeout)
-
-
-def _again(place: str) -> str:
-    """What people need to know when a signal stopped a sync before its commit."""
-    return (
-        f"{quote(place)}: not committed; what was committed there before is untouched, "
-        "the same command continues"
-    )
-
-
-# -- arguments and options that several commands take
-
-
-def _switch(*names: str, text: str) -> Decorator:
-    return click.option(*names, is_flag=True, help=text)
-
-
-def _as_one(name: str, make: Callable[..., object], *options: Decorator) -> Decorator:
-    """Options that reach the command as one value: what `make` makes of them."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(command)
-        def call(**given: Any) -> Any:
-            mine = {option: given.pop(option) for option in signature(make).parameters}
-            return command(**given, **{name: make(**mine)})
-
-        described: Callable[..., Any] = call
-        for option in reversed(options):  # click lists the last one first
-            described = option(described)
-        return described
-
-    return decorate
-
-
-def _seconds(name: str, default: float, text: str) -> Decorator:
-    range_ = click.FloatRange(min=0, min_open=True)
-    return click.option(
-        name, type=range_, default=default, show_default=True, metavar="SECONDS", help=text
-    )
-
-
-_location = click.argument("location", metavar="LOCATION")
-_with_patterns = _as_one(
-    "patterns",
-    Patterns,
-    click.option(
-        "--exclude", metavar="PATTERN", multiple=True, help="Leave out what matches. Repeatable."
-    ),
-    click.option(
-        "--include", metavar="PATTERN", multiple=True, help="Take only what matches. Repeatable."
-    ),
-)
-_with_limits = _as_one(
-    "limits",
-    _limits,
-    click.option(
-        "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Files moved at once."
-    ),
-    click.option("--bwlimit", metavar="SIZE", help="Bytes per second, like 10MiB."),
-    click.option(
-        "--timeout", type=float, metavar="SECONDS", help="Time allowed for the whole sync."
-    ),
-)
-_with_options = _as_one(
-    "options",
-    Options,
-    _switch("--json", text="One JSON object per line on stdout."),
-    _switch("--quiet", "-q", text="Only errors and results."),
-    _switch("--verbose", "-v", text="Details and tracebacks."),
-)
-_with_dry_run = _switch("--dry-run", "-n", text="Print the plan, change nothing.")
-_with_step = click.option("--step", type=click.IntRange(min=0), metavar="N", help="Training step.")
+    return _TOKEN.sub("...", text)
 
 
 # -- the commands
@@ -192,15 +110,15 @@ def app() -> None:
 
 @app.command("up")
 @click.argument("source", metavar="SRC")
-@_location
-@_with_patterns
+@location
+@with_patterns
 @click.option(
     "--rolling/--sealed",
     default=None,
     help="A tree that keeps changing, or a checkpoint. Default: as it is; else sealed.",
 )
-@_switch("--replace", text="Replace another checkpoint of that name.")
-@_switch("--no-delete", text="Keep in a rolling tree what is gone from SRC.")
+@switch("--replace", text="Replace another checkpoint of that name.")
+@switch("--no-delete", text="Keep in a rolling tree what is gone from SRC.")
 @click.option(
     "--links",
     type=click.Choice(["refuse", "follow"]),
@@ -208,10 +126,10 @@ def app() -> None:
     show_default=True,
     help="Symbolic links in the source.",
 )
-@_with_step
-@_with_dry_run
-@_with_limits
-@_with_options
+@with_step
+@with_dry_run
+@with_limits
+@with_options
 def _up(  # noqa: PLR0913 - a parameter is an option here
     *,
     source: str,
@@ -229,10 +147,10 @@ def _up(  # noqa: PLR0913 - a parameter is an option here
     """Commit the local directory SRC to LOCATION."""
     from . import commands
 
-    place = _place(location)
+    place = place_of(location)
     work = partial(
         commands.up,
-        source=_local(source, "up SRC LOCATION"),
+        source=local(source, "up SRC LOCATION"),
         location=place,
         patterns=patterns,
         kind=None if rolling is None else "rolling" if rolling else "sealed",
@@ -243,17 +161,17 @@ def _up(  # noqa: PLR0913 - a parameter is an option here
         limits=limits,
         dry_run=dry_run,
     )
-    return Job(command="up", options=options, work=work, unfinished=_again(place))
+    return Job(command="up", options=options, work=work, unfinished=again(place))
 
 
 @app.command("down")
-@_location
+@location
 @click.argument("target", metavar="DST")
-@_with_patterns
-@_switch("--allow-unverified", text="Read a tree that has no manifest.")
-@_with_dry_run
-@_with_limits
-@_with_options
+@with_patterns
+@switch("--allow-unverified", text="Read a tree that has no manifest.")
+@with_dry_run
+@with_limits
+@with_options
 def _down(
     *,
     location: str,
@@ -267,28 +185,28 @@ def _down(
     """Bring the tree at LOCATION into the local directory DST, verified."""
     from . import commands
 
-    path = _local(target, "down LOCATION DST")
+    path = local(target, "down LOCATION DST")
     work = partial(
         commands.down,
-        location=_place(location),
+        location=place_of(location),
         target=path,
         patterns=patterns,
         allow_unverified=allow_unverified,
         limits=limits,
         dry_run=dry_run,
     )
-    return Job(command="down", options=options, work=work, unfinished=_again(path))
+    return Job(command="down", options=options, work=work, unfinished=again(path))
 
 
 @app.command("restore")
-@_location
+@location
 @click.argument("target", metavar="DIR")
-@_switch("--latest", text="The newest commit; this is the default.")
-@_with_step
-@_with_patterns
-@_switch("--fallback", text="Use an older commit if the newest is damaged.")
-@_with_limits
-@_with_options
+@switch("--latest", text="The newest commit; this is the default.")
+@with_step
+@with_patterns
+@switch("--fallback", text="Use an older commit if the newest is damaged.")
+@with_limits
+@with_options
 def _restore(
     *,
     location: str,
@@ -305,28 +223,28 @@ def _restore(
 
     if latest and step is not None:
         raise ConfigError("--latest and --step exclude each other; give one of them")
-    path = _local(target, "restore LOCATION DIR")
+    path = local(target, "restore LOCATION DIR")
     work = partial(
         commands.restore,
-        location=_place(location),
+        location=place_of(location),
         target=path,
         step=step,
         patterns=patterns,
         fallback=fallback,
         limits=limits,
     )
-    return Job(command="restore", options=options, work=work, unfinished=_again(path))
+    return Job(command="restore", options=options, work=work, unfinished=again(path))
 
 
 @app.command("verify")
-@_location
-@_with_limits
-@_with_options
+@location
+@with_limits
+@with_options
 def _verify(*, location: str, limits: Limits, options: Options) -> Job:
     """Read the commit at LOCATION and compare every byte with its manifest."""
     from . import commands
 
-    place = _place(location)
+    place = place_of(location)
     work = partial(commands.verify, location=place, limits=limits)
     return Job(
         command="verify", options=options, work=work, unfinished=f"{quote(place)}: not verified"
@@ -334,33 +252,35 @@ def _verify(*, location: str, limits: Limits, options: Options) -> Job:
 
 
 @app.command("ls")
-@_location
-@_with_options
+@location
+@with_options
 def _ls(*, location: str, options: Options) -> Job:
     """List the commits at and below LOCATION, newest first."""
     from . import commands
 
-    return Job(command="ls", options=options, work=partial(commands.ls, location=_place(location)))
+    return Job(
+        command="ls", options=options, work=partial(commands.ls, location=place_of(location))
+    )
 
 
 @app.command("rm")
-@_location
-@_switch("--yes", "-y", text="Do not ask.")
-@_switch("--allow-uncommitted", text="Delete files that no manifest lists too.")
-@_with_options
+@location
+@switch("--yes", "-y", text="Do not ask.")
+@switch("--allow-uncommitted", text="Delete files that no manifest lists too.")
+@with_options
 def _rm(*, location: str, yes: bool, allow_uncommitted: bool, options: Options) -> Job:
     """Delete the commit at LOCATION, with the commits inside it."""
     from . import commands
 
-    place = _place(location)
+    place = place_of(location)
     work = partial(commands.rm, location=place, yes=yes, allow_uncommitted=allow_uncommitted)
     unfinished = f"{quote(place)}: not deleted, or not completely; the same command finishes it"
     return Job(command="rm", options=options, work=work, unfinished=unfinished)
 
 
 @app.command("doctor")
-@_location
-@_switch("--clean", text="Remove what interrupted syncs left there.")
+@location
+@switch("--clean", text="Remove what interrupted syncs left there.")
 @click.option(
     "--older-than",
     type=click.FloatRange(min=0),
@@ -369,21 +289,21 @@ def _rm(*, location: str, yes: bool, allow_uncommitted: bool, options: Options) 
     metavar="HOURS",
     help="With --clean: how old.",
 )
-@_with_options
+@with_options
 def _doctor(*, location: str, clean: bool, older_than: float, options: Options) -> Job:
     """Find out what LOCATION can do and what is missing there."""
     from . import commands
 
     older_than_s = older_than * 3600 if clean else None
-    work = partial(commands.doctor, location=_place(location), older_than_s=older_than_s)
+    work = partial(commands.doctor, location=place_of(location), older_than_s=older_than_s)
     return Job(command="doctor", options=options, work=work)
 
 
 @app.command("watch")
 @click.argument("source", metavar="DIR")
-@_location
-@_seconds("--period", 60.0, "Between two syncs of what is no checkpoint.")
-@_seconds("--settle", 10.0, "How long a checkpoint must not have changed.")
+@location
+@seconds("--period", 60.0, "Between two syncs of what is no checkpoint.")
+@seconds("--settle", 10.0, "How long a checkpoint must not have changed.")
 @click.option(
     "--checkpoints",
     metavar="PATTERN",
@@ -393,8 +313,8 @@ def _doctor(*, location: str, clean: bool, older_than: float, options: Options) 
 @click.option(
     "--exclude", metavar="PATTERN", multiple=True, help="Leave out what matches. Repeatable."
 )
-@_with_limits
-@_with_options
+@with_limits
+@with_options
 def _watch(
     *,
     source: str,
@@ -418,8 +338,8 @@ def _watch(
             raise ConfigError(f"--{name} {value:g} is no time; give seconds above 0")
     work = partial(
         watch,
-        directory=_local(source, "watch DIR LOCATION"),
-        location=_place(location),
+        directory=local(source, "watch DIR LOCATION"),
+        location=place_of(location),
         period_s=period,
         settle_s=settle,
         checkpoints=checkpoints or CHECKPOINTS,
@@ -429,17 +349,21 @@ def _watch(
     return Job(command="watch", options=options, work=work, until_stopped=True)
 
 
+app.add_command(head)
+app.add_command(join)
+
+
 @app.command("demo")
 @click.option(
     "--to", metavar="LOCATION", help="Where checkpoints go and stay; also s3:// or gs://."
 )
-@_switch("--keep", text="Keep the temporary directory of the run.")
-@_with_options
+@switch("--keep", text="Keep the temporary directory of the run.")
+@with_options
 def _demo(*, to: str | None, keep: bool, options: Options) -> Job:
     """Train, kill the training in the middle of a checkpoint, restore, finish, compare."""
     from .demo import demo
 
-    work = partial(demo, to=None if to is None else _place(to), keep=keep)
+    work = partial(demo, to=None if to is None else place_of(to), keep=keep)
     return Job(
         command="demo", options=options, work=work, unfinished="stopped; nothing is left running"
     )

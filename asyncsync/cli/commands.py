@@ -318,6 +318,8 @@ _DURABILITY = {
     "memory": "gone when the program ends",
     "reduced": "survives a crash of the program; the file system cannot promise more",
     "fsync": "survives a power cut",
+    "received": "survives the loss of this machine, and a power cut of the head perhaps",
+    "head-fsync": "survives the loss of this machine, and a power cut of the head",
     "cloud": "survives the loss of this machine",
 }
 

@@ -3,6 +3,8 @@
 from .events import Forwarded, HeadEvent, Listener, Listening, NotForwarded, Renewed, Vanished
 from .forwarding import Forwarding, check_place
 from .notes import Note, Notes
+from .service import Service, join_address, join_string, serve, split_address
+from .state import Settings, State, default_state
 
 __all__ = [
     "Forwarded",
@@ -14,6 +16,14 @@ __all__ = [
     "Note",
     "Notes",
     "Renewed",
+    "Service",
+    "Settings",
+    "State",
     "Vanished",
     "check_place",
+    "default_state",
+    "join_address",
+    "join_string",
+    "serve",
+    "split_address",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -96,6 +97,7 @@ class Forwarding:
         threads, notes = Threads(8), Notes(state, place)
         stores = Stores(threads=threads, clock=clock)
         try:
+            root = await threads.run(os.path.realpath, root)
             await threads.run(notes.open)
             above = place.path.strip("/")
             if target is None:
