@@ -74,7 +74,8 @@ class Bodies:
             TransientError: it ended early.
             StalledError: it stood still.
         """
-        if len(into) >= _DIRECT_BYTES and (line := _line_of(request)) is not None:
+        under_way = len(into) >= _DIRECT_BYTES and not request.content.is_eof()
+        if under_way and (line := _line_of(request)) is not None:
             with line:
                 await self._receive(request, line, into)
             return
