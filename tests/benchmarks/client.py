@@ -11,10 +11,12 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import uvloop
@@ -36,6 +38,7 @@ _IMPORTS = {
     "s3fs": ("s3fs",),
     "scheduler": ("asyncsync.scheduling",),
     "64 clients": (),
+    "bare pipe": ("tests.benchmarks.pipe",),
 }
 _PEER_IMPORTS = ("asyncsync.storage.peer", "asyncsync.syncing")
 _PROGRAMS, _CLIENTS = 4, 16
@@ -134,6 +137,26 @@ def crowd(text: str, number: str) -> None:
     print(json.dumps(uvloop.run(all_of_them())))
 
 
+async def _bare_pipe(job: Job) -> dict[str, float]:
+    from .pipe import send
+
+    target = Path(f"{job.local}-piped")
+    target.mkdir()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.benchmarks.pipe", str(target),
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        port = int(await process.stdout.readline())
+        began = time.perf_counter()
+        await asyncio.to_thread(send, Path(job.local), port)
+        return {"wall_s": time.perf_counter() - began}
+    finally:
+        await process.wait()
+        shutil.rmtree(target)
+
+
 async def _scheduler(job: Job) -> dict[str, float]:
     from .schedule import schedule
 
@@ -147,6 +170,7 @@ CLIENTS: dict[str, Callable[[Job], Awaitable[dict[str, float] | None]]] = {
     "obstore": _obstore,
     "aiobotocore": _aiobotocore,
     "s3fs": _s3fs,
+    "bare pipe": _bare_pipe,
     "scheduler": _scheduler,
     "64 clients": _many_clients,
 }
@@ -163,9 +187,9 @@ async def measure(name: str, job: Job) -> dict[str, float]:
             beside.append(group.create_task(trainer.train()))
         await asyncio.sleep(0.05)
         steps, before, began = trainer.steps if trainer else 0, os.times(), time.perf_counter()
-        measured |= await CLIENTS[name](job) or {}
+        told = await CLIENTS[name](job) or {}
         wall_s, after = time.perf_counter() - began, os.times()
-        measured["wall_s"] = wall_s
+        measured |= {"wall_s": wall_s} | told
         measured["cpu_s"] = sum(after[:4]) - sum(before[:4])
         if trainer is not None:
             measured["steps_ratio"] = (trainer.steps - steps) / wall_s / idle

@@ -86,6 +86,7 @@ CLIENTS = {  # name -> what it has to find installed
     "s3fs": "s3fs",
     "scheduler": "asyncsync",
     "64 clients": "asyncsync",
+    "bare pipe": "asyncsync",
 }
 _PROGRAMS = {"asyncsync command": "asyncsync", "awscli": "aws", "rsync --fsync": "rsync"}
 

@@ -82,7 +82,8 @@ def _nodes(action: str, tree: str, head: str = "head") -> dict[str, Case]:
 
 _NODES_NOTE = (
     "rsync: a daemon, `--archive --whole-file`, the whole program's time. The head compares the "
-    "digest of everything, and flushes; where both ends lie on tmpfs, that costs nothing."
+    "digest of everything, and flushes; where both ends lie on tmpfs, that costs nothing. The bare "
+    "pipe reads, hashes and sends, and receives, hashes and writes, in two plain loops: the floor."
 )
 
 
@@ -239,7 +240,8 @@ ROWS = (
     Row(
         name="peer-large",
         title="4 x 256 MiB to a head",
-        cases=_nodes("up", "large"),
+        cases=_nodes("up", "large")
+        | {"bare pipe": Case(tool="bare pipe", action="up", tree="large", server="")},
         limits=(_against(1 / 2, "rsync"), _against(1 / 3, "rsync")),
         note=_NODES_NOTE,
     ),
