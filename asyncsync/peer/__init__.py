@@ -1,7 +1,7 @@
 """Serving the trees of one node to others."""
 
 from .certificates import Certificates, prepare_certificates, server_context
-from .keyfile import create_keys, load_keys, rotate_keys
+from .keyfile import create_keys, load_keys, revoke, rotate_keys
 from .onward import Onward
 from .private_files import open_private_directory, read_private, write_private
 from .server import PeerServer
@@ -15,6 +15,7 @@ __all__ = [
     "open_private_directory",
     "prepare_certificates",
     "read_private",
+    "revoke",
     "rotate_keys",
     "server_context",
     "write_private",

@@ -5,6 +5,7 @@ A head that cannot read its keys does not start: nothing here makes up for a dam
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +14,10 @@ import msgspec
 from ..errors import ConfigError, quote
 from ..secrets import Secret
 from ..wire.claims import DEFAULT_LIFE_S
-from ..wire.tokens import HeadKey, KeyRing
-from .private_files import read_private, write_private
+from ..wire.tokens import HeadKey, KeyRing, Revoked
+from .private_files import MAX_BYTES, read_private, write_private
 
-__all__ = ["create_keys", "load_keys", "rotate_keys"]
+__all__ = ["create_keys", "load_keys", "revoke", "rotate_keys"]
 
 
 class _Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,10 +27,15 @@ class _Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _File(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"version": "asyncsync_keys"}
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    rename={"version": "asyncsync_keys"},
 ):
     version: Literal[1]
     keys: list[_Key]
+    revoked: Revoked = Revoked()
 
 
 def create_keys(path: Path) -> KeyRing:
@@ -58,7 +64,8 @@ def load_keys(path: Path) -> KeyRing:
             tuple(
                 HeadKey(id=key.id, secret=Secret(key.secret), retires_at=key.retires_at)
                 for key in found.keys
-            )
+            ),
+            found.revoked,
         )
     except (msgspec.MsgspecError, ValueError, RecursionError):
         ring = None
@@ -82,6 +89,32 @@ def rotate_keys(path: Path, *, now: float, overlap_s: float = DEFAULT_LIFE_S) ->
     return ring
 
 
+def revoke(path: Path, *, tokens: Iterable[str] = (), experiments: Iterable[str] = ()) -> KeyRing:
+    """Refuse these tokens from now on, by their ids, and all of these experiments.
+
+    A head that runs takes it up with the file. It lasts for as long as the file: whoever has the
+    name of an experiment revoked chooses another one for the next.
+
+    Raises:
+        ConfigError: as `load_keys`, or there are too many; then nothing has changed.
+    """
+    ring = load_keys(path)
+    more = Revoked(ring.revoked.tokens.union(tokens), ring.revoked.experiments.union(experiments))
+    ring = KeyRing(ring.keys, more)
+    if len(text := _text(ring)) > MAX_BYTES:
+        raise ConfigError(
+            "so many tokens have been revoked that it is time for a new key: remove the key file, "
+            "run asyncsync head --init, and join the workers again"
+        )
+    write_private(path, text, replace=True)
+    return ring
+
+
 def _text(ring: KeyRing) -> bytes:
     keys = [_Key(key.id, key.secret.reveal(), key.retires_at) for key in ring.keys]
-    return msgspec.json.format(msgspec.json.encode(_File(1, keys)), indent=1) + b"\n"
+    return (
+        msgspec.json.format(
+            msgspec.json.encode(_File(1, keys, ring.revoked), order="deterministic"), indent=1
+        )
+        + b"\n"
+    )

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ..errors import ConfigError, quote
 
-__all__ = ["open_private_directory", "read_private", "write_private"]
+__all__ = ["MAX_BYTES", "open_private_directory", "read_private", "write_private"]
 
-_MAX_BYTES = 64 * 1024
+MAX_BYTES = 64 * 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -38,12 +38,12 @@ def read_private(path: Path) -> bytes | None:
             raise ConfigError(f"{quote(str(path))} is not a file; name another one")
         _check_private(path, found, 0o600)
         with open(fd, "rb", closefd=False) as file:
-            content = file.read(_MAX_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except OSError as exc:
         raise _failed("read", path, exc) from exc
     finally:
         os.close(fd)
-    if len(content) > _MAX_BYTES:
+    if len(content) > MAX_BYTES:
         raise ConfigError(f"{quote(str(path))} is too long for a file of keys; name another one")
     return content
 

@@ -12,7 +12,7 @@ import msgspec
 from ..errors import ConfigError
 from .names import check_tree_name, is_tree_name
 
-__all__ = ["DEFAULT_LIFE_S", "WORKER", "Claims", "Operation"]
+__all__ = ["DEFAULT_LIFE_S", "WORKER", "Claims", "Operation", "is_token_id"]
 
 DEFAULT_LIFE_S = 7 * 24 * 3600
 
@@ -67,7 +67,7 @@ class Claims(
         times = (self.not_before, self.expires_at)
         if not (all(map(_is_count, times)) and self.not_before < self.expires_at):
             raise ConfigError("a token begins and then ends, both in whole unix seconds")
-        if _ID.fullmatch(self.id) is None:
+        if not is_token_id(self.id):
             raise ConfigError("the id of a token is 32 hexadecimal digits")
         for cap in (self.max_bytes, self.max_files):
             if not (cap is None or _is_count(cap)):
@@ -124,6 +124,11 @@ class Claims(
             and _is_at_most(self.max_bytes, wider.max_bytes)
             and _is_at_most(self.max_files, wider.max_files)
         )
+
+
+def is_token_id(text: str) -> bool:
+    """Whether a token can have that id."""
+    return _ID.fullmatch(text) is not None
 
 
 def _is_count(number: object) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -18,8 +18,9 @@ from msgspec.structs import replace as replace_fields
 from ..errors import AccessDeniedError, ConfigError
 from ..secrets import Secret
 from . import base64url
-from .claims import DEFAULT_LIFE_S, Claims, Operation
+from .claims import DEFAULT_LIFE_S, Claims, Operation, is_token_id
 from .hkdf import hkdf
+from .names import is_tree_name
 
 __all__ = [
     "MAX_LINKS",
@@ -29,6 +30,7 @@ __all__ = [
     "HeadKey",
     "KeyRing",
     "Operation",
+    "Revoked",
     "TokenError",
     "TokenFault",
     "claims_of",
@@ -58,6 +60,7 @@ class TokenFault(StrEnum):
     WIDER = "wider than what it was derived from"
     EXPIRED = "expired"
     NOT_YET = "not valid yet"
+    REVOKED = "revoked"
 
 
 class TokenError(AccessDeniedError):
@@ -106,6 +109,32 @@ class HeadKey:
         return hkdf(bytes.fromhex(self.secret.reveal()), info=info)
 
 
+class Revoked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is refused although a key made it.
+
+    Attributes:
+        tokens: ids; what was derived from such a token has the same id.
+        experiments: first components of scopes; "" are the tokens for all trees.
+
+    Raises:
+        ConfigError: one of them can be no such id or name, so that it would revoke nothing.
+    """
+
+    tokens: frozenset[str] = frozenset()
+    experiments: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not all(map(is_token_id, self.tokens)):
+            raise ConfigError("a token is revoked by its id, 32 hexadecimal digits")
+        if not all(is_tree_name(name) and "/" not in name for name in self.experiments):
+            raise ConfigError("an experiment is revoked by its name, the first part of a scope")
+
+    def has(self, first: Claims, last: Claims) -> bool:
+        """Whether a token is, that was made with `first` and narrowed to `last`."""
+        both = {first.experiment, last.experiment}
+        return first.id in self.tokens or not self.experiments.isdisjoint(both)
+
+
 @dataclass(frozen=True, slots=True)
 class KeyRing:
     """The keys of a head: the first one makes tokens, the others still verify theirs.
@@ -115,6 +144,7 @@ class KeyRing:
     """
 
     keys: tuple[HeadKey, ...]
+    revoked: Revoked = field(default_factory=Revoked)
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -148,7 +178,7 @@ class KeyRing:
         key = next((key for key in self.keys if key.id == parsed.key_id), None)
         if key is None or not (key.retires_at is None or now < key.retires_at):
             raise TokenError(TokenFault.UNKNOWN_KEY)
-        claims = _claims(parsed.links[0])
+        first = claims = _claims(parsed.links[0])
         expected = base64url.encode(_mac(key, claims, parsed.links))
         if not hmac.compare_digest(expected, parsed.mac):
             raise TokenError(TokenFault.BAD_MAC)
@@ -161,6 +191,8 @@ class KeyRing:
             raise TokenError(TokenFault.NOT_YET)
         if not now < claims.expires_at + SKEW_S:
             raise TokenError(TokenFault.EXPIRED)
+        if self.revoked.has(first, claims):
+            raise TokenError(TokenFault.REVOKED)
         return claims
 
     def renew(self, token: Secret, now: float) -> Secret:
@@ -183,7 +215,8 @@ class KeyRing:
         """A ring with `key` in use, in which the present one is good for `overlap_s` more."""
         current, *older = self.keys
         kept = [one for one in older if one.retires_at is not None and now < one.retires_at]
-        return KeyRing((key, replace(current, retires_at=int(now + overlap_s)), *kept))
+        retiring = replace(current, retires_at=int(now + overlap_s))
+        return KeyRing((key, retiring, *kept), self.revoked)
 
 
 def claims_of(token: Secret) -> Claims:

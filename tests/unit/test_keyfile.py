@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from asyncsync.errors import ConfigError
-from asyncsync.peer.keyfile import create_keys, load_keys, rotate_keys
+from asyncsync.peer.keyfile import create_keys, load_keys, revoke, rotate_keys
 from asyncsync.peer.private_files import read_private
+from asyncsync.secrets import Secret
 from asyncsync.wire.claims import DEFAULT_LIFE_S, Claims
+from asyncsync.wire.tokens import TokenError, narrow
 
 NOW = 1_795_219_200
 CLAIMS = Claims.new("exp/trial_1", now=NOW)
@@ -261,3 +264,88 @@ def test_what_is_flushed_is_the_file_before_its_name_and_then_the_directory(
 
 def test_a_file_that_is_not_there_is_nothing(path: Path) -> None:
     assert read_private(path) is None
+
+
+# -- what is refused although a key made it
+
+
+def _is_good(path: Path, token: Secret) -> bool:
+    try:
+        load_keys(path).verify(token, NOW)
+    except TokenError:
+        return False
+    return True
+
+
+def test_a_token_is_revoked_by_its_id_with_all_that_is_derived_from_it(path: Path) -> None:
+    token = create_keys(path).mint(CLAIMS)
+    derived = narrow(token, replace(CLAIMS, scope="exp/trial_1/x"))
+    other = load_keys(path).mint(Claims.new("exp/trial_1", now=NOW))
+    assert _is_good(path, derived)
+
+    revoke(path, tokens=[CLAIMS.id])
+
+    assert not _is_good(path, token)
+    assert not _is_good(path, derived)
+    assert _is_good(path, other)
+
+
+def test_an_experiment_is_revoked_with_all_its_tokens(path: Path) -> None:
+    ring = create_keys(path)
+    mine = [ring.mint(Claims.new(scope, now=NOW)) for scope in ("exp", "exp/trial_1", "exp/x/y")]
+    everything = Claims.new("", now=NOW)
+    mine.append(narrow(ring.mint(everything), replace(everything, scope="exp/trial_2")))
+    others = [ring.mint(Claims.new(scope, now=NOW)) for scope in ("", "exp2", "ex/exp")]
+
+    revoke(path, experiments=["exp"])
+
+    assert not any(_is_good(path, token) for token in mine)
+    assert all(_is_good(path, token) for token in others)
+
+
+def test_what_is_revoked_stays_so_with_another_key_and_with_more_of_it(path: Path) -> None:
+    token = create_keys(path).mint(CLAIMS)
+    revoke(path, tokens=[CLAIMS.id])
+    rotate_keys(path, now=NOW)
+    revoke(path, experiments=["other"])
+    revoke(path)
+
+    assert not _is_good(path, token)
+    assert load_keys(path).revoked.experiments == {"other"}
+
+
+@pytest.mark.parametrize("wrong", ["", "a", "A" * 32, "0" * 31, "as1.token", "0" * 32 + "\n"])
+def test_what_would_revoke_nothing_is_an_error(path: Path, wrong: str) -> None:
+    create_keys(path)
+    before = path.read_bytes()
+
+    with pytest.raises(ConfigError, match="32 hexadecimal digits"):
+        revoke(path, tokens=[wrong])
+    with pytest.raises(ConfigError, match="the first part of a scope"):
+        revoke(path, experiments=["exp/trial_1"])
+
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_would_be_too_long_to_be_read_is_not_written(path: Path) -> None:
+    create_keys(path)
+    before = path.read_bytes()
+
+    with pytest.raises(ConfigError, match="time for a new key"):
+        revoke(path, tokens=[f"{number:032x}" for number in range(2000)])
+
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damage", [b'"x"', b"[]", b'{"tokens":["a"]}', b'{"tokens":[1]}', b"{", b'{"x":[]}']
+)
+def test_a_damaged_list_is_not_taken_for_an_empty_one(path: Path, damage: bytes) -> None:
+    create_keys(path)
+    revoke(path, tokens=[CLAIMS.id])
+    text = path.read_bytes()
+    at = text.index(b'"revoked":') + len(b'"revoked":')
+    write(path, text[:at] + damage + b"}")
+
+    with pytest.raises(ConfigError, match="damaged"):
+        load_keys(path)
