@@ -33,17 +33,21 @@ if TYPE_CHECKING:
         TransientError,
     )
     from .oneshot import (
+        check_reach,
         check_shared,
         commits,
         delete,
         follow,
+        join,
         latest,
         mark_shared,
         restore,
         sync_down,
         sync_up,
         verify,
+        wait_durable,
     )
+    from .peer import PeerServer
     from .scheduling import DrainError, DrainReport, SyncScheduler, Ticket
     from .syncing import (
         AsyncSyncer,
@@ -75,6 +79,7 @@ __all__ = [
     "NoSpaceError",
     "NotCommittedError",
     "NotFoundError",
+    "PeerServer",
     "PermanentError",
     "Receipt",
     "RefusedError",
@@ -88,37 +93,49 @@ __all__ = [
     "TransientError",
     "VerifyReport",
     "__version__",
+    "check_reach",
     "check_shared",
     "commits",
     "delete",
     "follow",
+    "join",
     "latest",
     "mark_shared",
     "restore",
     "sync_down",
     "sync_up",
     "verify",
+    "wait_durable",
 ]
 
 _SCHEDULING = {"DrainError", "DrainReport", "SyncScheduler", "Ticket"}
 _FUNCTIONS = {
+    "check_reach",
     "check_shared",
     "commits",
     "delete",
     "follow",
+    "join",
     "latest",
     "mark_shared",
     "restore",
     "sync_down",
     "sync_up",
     "verify",
+    "wait_durable",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'asyncsync' has no attribute {name!r}")
-    value = getattr(import_module(f".{_home(name)}", __name__), name)
+    try:
+        value = getattr(import_module(f".{_home(name)}", __name__), name)
+    except ModuleNotFoundError as exc:
+        if name != "PeerServer":
+            raise
+        reason = f"a head needs the package {exc.name}: pip install 'asyncsync[head]'"
+        raise ModuleNotFoundError(reason, name=exc.name) from exc
     globals()[name] = value
     return value
 
@@ -126,6 +143,8 @@ def __getattr__(name: str) -> object:
 def _home(name: str) -> str:
     if name in _SCHEDULING:
         return "scheduling"
+    if name == "PeerServer":
+        return "peer"
     return "errors" if name.endswith("Error") else "oneshot" if name in _FUNCTIONS else "syncing"
 
 

@@ -5,15 +5,21 @@ There are no snapshots: closing waits for what was saved, so nobody would have c
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, get_args
 
 import anyio.to_thread
 
-from .errors import ConfigError, NotFoundError, quote
+from .clock import Clock, SystemClock
+from .concurrency import Threads
+from .errors import AccessDeniedError, ConfigError, NotFoundError, quote
 from .events import Observer, ignore
+from .location import Location
 from .manifest import Kind
-from .storage import Deleted, Group
+from .secrets import Secret
+from .storage import Deleted, Durability, Group, Stores, TreeStore
 from .syncing import (
     Commit,
     Path,
@@ -26,17 +32,24 @@ from .syncing import (
 )
 from .transfer import Links
 
+if TYPE_CHECKING:
+    from .storage.peer import Joined
+    from .wire.messages import Hello
+
 __all__ = [
+    "check_reach",
     "check_shared",
     "commits",
     "delete",
     "follow",
+    "join",
     "latest",
     "mark_shared",
     "restore",
     "sync_down",
     "sync_up",
     "verify",
+    "wait_durable",
 ]
 
 
@@ -187,3 +200,139 @@ async def check_shared(directory: Path, marker: str) -> None:
             f"this node does not see the shared directory {quote(path)}: {what}, not {marker}; "
             "mount it, or give another path"
         )
+
+
+async def check_reach(remote_dir: Path) -> None:
+    """Prove that this node can save at a location. For every worker, before training starts.
+
+    A head answers and takes commits there with the token of this node; a bucket can be written to;
+    a path lies in a directory that `mark_shared`, or `asyncsync doctor`, has marked. What is tried
+    out leaves nothing behind.
+
+    Raises:
+        ConfigError: nothing is known of that head; or the path is not in a shared directory.
+        AccessDeniedError: it may not be written to.
+        AsyncSyncError: it is not reached.
+    """
+    location = Location.parse(remote_dir)
+    where = quote(str(location))
+    if location.scheme == "file":
+        await anyio.to_thread.run_sync(_find_marker, location.path)
+    async with _opened(location) as (store, tree):
+        try:
+            await store.probe(tree)
+            if location.scheme in ("peer", "peers"):
+                await _refuse_no_push(location)
+        except AccessDeniedError as exc:
+            raise AccessDeniedError(f"this node cannot save at {where}: {exc}") from exc
+
+
+def _find_marker(path: str) -> None:
+    """Refuse a directory that may be one of this node alone."""
+    above = path
+    while True:
+        try:
+            if marker_in(above) is not None:
+                return
+        except NotFoundError:
+            pass  # the directory of a trial need not be there yet
+        if above == "/":
+            break
+        above = os.path.dirname(above)
+    raise ConfigError(
+        f"this node does not see that {quote(path)} is shared: there is no marker in it or above; "
+        "is it mounted? If it is, run `asyncsync doctor` once, on one node, for the directory that "
+        "all share"
+    )
+
+
+async def _refuse_no_push(location: Location) -> None:
+    hello = await _ask_head(location)
+    inside = not hello.scope or f"{location.path}/".startswith(f"{hello.scope}/")
+    if "push" not in hello.operations or not inside:
+        tree = quote(hello.scope) if hello.scope else "everything"
+        raise AccessDeniedError(
+            f"its token is for {' and '.join(hello.operations)} of {tree}; take another join "
+            "string from `asyncsync head --token` there"
+        )
+
+
+async def wait_durable(
+    remote_dir: Path,
+    *,
+    level: Durability = "cloud",
+    period_s: float = 5.0,
+    clock: Clock | None = None,
+) -> Durability:
+    """Wait until the commit at a location survives as much as `level` says.
+
+    For a head that carries commits on: `sync_up` returns when they are on its disk. If another
+    commit takes the place of this one meanwhile, it is that one that counts.
+
+    Args:
+        period_s: seconds between two questions.
+
+    Raises:
+        ConfigError: no commit there ever reaches that level.
+        NotFoundError: there is none.
+        AsyncSyncError: asking failed, retries included.
+    """
+    order, location = get_args(Durability), Location.parse(remote_dir)
+    if level not in order:
+        raise ConfigError(f"level is one of {', '.join(order)}, not {level!r}")
+    clock = clock or SystemClock()
+    async with _opened(location) as (store, tree):
+        while order.index(found := await store.confirm(tree)) < order.index(level):
+            peer = location.scheme in ("peer", "peers")
+            if not (peer and (await _ask_head(location)).forwards):
+                hint = "; start the head with --forward" if peer else ""
+                raise ConfigError(
+                    f"a commit at {quote(str(location))} is {found} and will not be {level}{hint}"
+                )
+            await clock.sleep(period_s)
+    return found
+
+
+async def join(line: str | Secret) -> Joined:
+    """Join the head that printed this line; what lets this node in is kept in a file for its owner.
+
+    The same as `asyncsync join`. The engine of a `StorageSyncer` finds the file, too.
+
+    Raises:
+        ConfigError: it is no join string, or another head answers there.
+        AccessDeniedError: the head does not take the token.
+        AsyncSyncError: nobody answers, or the file cannot be written.
+    """
+    from .storage.peer import join_head  # noqa: PLC0415 - needs an extra
+
+    threads = Threads(2)
+    try:
+        secret = line if isinstance(line, Secret) else Secret(line)
+        return await join_head(secret, threads, SystemClock())
+    finally:
+        threads.close()
+
+
+@asynccontextmanager
+async def _opened(location: Location) -> AsyncIterator[tuple[TreeStore, str]]:
+    """The store of a location, for questions that are not of syncing."""
+    threads = Threads(4)
+    stores = Stores(threads=threads, clock=SystemClock())
+    try:
+        yield await stores.open(location, ignore)
+    finally:
+        await stores.aclose()
+        threads.close()
+
+
+async def _ask_head(location: Location) -> Hello:
+    from .storage.peer import open_trees  # noqa: PLC0415 - needs an extra
+
+    threads = Threads(2)
+    secure = location.scheme == "peers"
+    trees = open_trees(location.authority, secure=secure, threads=threads, max_requests=1)
+    try:
+        return await trees.hello()
+    finally:
+        await trees.aclose()
+        threads.close()

@@ -16,7 +16,16 @@ from typing import Any, ParamSpec, TypeVar
 from . import oneshot
 from .syncing import Commit, Path
 
-__all__ = ["commits", "delete", "latest", "restore", "sync_down", "sync_up", "verify"]
+__all__ = [
+    "check_reach",
+    "commits",
+    "delete",
+    "latest",
+    "restore",
+    "sync_down",
+    "sync_up",
+    "verify",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,6 +49,7 @@ async def _commits(remote_dir: Path) -> list[Commit]:
     return [commit async for commit in oneshot.commits(remote_dir)]
 
 
+check_reach = _blocking(oneshot.check_reach)
 sync_up = _blocking(oneshot.sync_up)
 sync_down = _blocking(oneshot.sync_down)
 restore = _blocking(oneshot.restore)

@@ -11,8 +11,11 @@ from typing import Literal, assert_type
 
 import asyncsync
 from asyncsync.events import Committed, Event, Moved, Observer
-from asyncsync.storage import Deleted
+from asyncsync.secrets import Secret
+from asyncsync.storage import Deleted, Durability
+from asyncsync.storage.peer import Joined
 from asyncsync.testing import FakeClock
+from asyncsync.wire.claims import Operation
 
 
 async def one_shot(path: Path) -> None:
@@ -47,6 +50,16 @@ async def one_shot(path: Path) -> None:
     following = asyncsync.follow("memory://run", period_s=0.5, observe=observe)
     assert_type(following, AsyncGenerator[asyncsync.Commit, None])
     await following.aclose()
+    assert_type(await asyncsync.check_reach("peers://head:7420/exp"), None)
+    assert_type(await asyncsync.wait_durable(path, level="head-fsync", period_s=1.0), Durability)
+    assert_type(await asyncsync.join("asj1.x"), Joined)
+
+
+async def head(path: Path) -> None:
+    async with asyncsync.PeerServer(str(path), readonly=True) as head:
+        assert_type(head.location, str)
+        assert_type(head.join_string("exp", operations=frozenset({Operation.PULL})), Secret)
+        assert_type((await asyncsync.join(head.join_string(life_s=60))).location, str)
 
 
 def observe(event: Event) -> None:
@@ -94,7 +107,7 @@ def receipt_fields(receipt: asyncsync.Receipt) -> None:
     assert_type(receipt.kind, Literal["sealed", "rolling"])
     assert_type(receipt.seconds, float)
     assert_type(receipt.sent_bytes, int)
-    assert_type(receipt.durability, Literal["memory", "reduced", "fsync", "cloud"])
+    assert_type(receipt.durability, Durability)
     assert_type(receipt.left_out, tuple[tuple[str, str], ...])
     assert_type(receipt.snapshot, Literal["in place", "reflink", "copy", "link"])
     assert_type(receipt.waited_s, float)

@@ -227,6 +227,11 @@ class PeerTrees:
         said = await self._link.told(m.Level, "confirm", m.TreeName(tree=tree), what=what)
         return durability_of(said.durability, what)
 
+    async def hello(self) -> m.Hello:
+        """What the head says of itself, and of our token."""
+        what = f"ask {self._link.where}"
+        return self._link.read(m.Hello, await self._link.ask("hello", what=what), what)
+
     async def mark_root(self, tree: str, marker: bytes) -> bytes:
         what = f"mark {self._at(tree)}"
         asked = m.Mark(tree=tree, marker=marker)
