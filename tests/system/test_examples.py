@@ -50,6 +50,19 @@ def test_two_hundred_trials_share_one_scheduler(tmp_path: Path) -> None:
     assert said == "200 trials, 20 failed: 200 directories, 180 checkpoints durable\n"
 
 
+def test_four_ranks_save_one_checkpoint_though_one_of_them_is_killed(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    said = run("sharded_checkpoint.py", str(store))
+
+    assert said.splitlines() == [
+        "rank 2 was killed; readers see None",
+        "rank 0 brought 1000014 of 4000014 bytes",
+        *(f"rank {rank} brought 1000000 of 4000014 bytes" for rank in (1, 2, 3)),
+        "5 files, whole: True",
+    ]
+    assert os.listdir(store) == ["step_000030"]
+
+
 @pytest.mark.slow
 def test_five_lines_replace_aws_s3_sync(moto: Server) -> None:
     store = f"s3://{moto.bucket()}/run"

@@ -29,18 +29,17 @@ class Groups:
     """What a store does for groups.
 
     Args:
-        take: takes the record of a tree; prove: finds out whether conditions work.
+        take: takes the record of a tree; the place knows then whether conditions work.
     """
 
     def __init__(
         self,
         take: Callable[[Place, Record], Awaitable[Lease]],
-        prove: Callable[[Place], Awaitable[None]],
         clock: Clock,
         seen: Sightings,
         durability: Durability,
     ) -> None:
-        self._take, self._prove, self._clock = take, prove, clock
+        self._take, self._clock = take, clock
         self._seen, self._durability = seen, durability
 
     async def read_part(self, place: Place, group: Group) -> Manifest:
@@ -50,18 +49,17 @@ class Groups:
 
     async def enter(self, place: Place, intent: Intent, group: Group) -> PartWriter:
         """Begin to write a part. Errors as `begin`."""
-        await self._prove(place)
         if not place.conditional:
-            raise RefusedError(
-                f"{place.where}: the store has no conditional writes, so it cannot keep the "
-                "writers of a group apart; gather the parts on a disk or in another store",
-                side="target",
-            )
+            raise _refused(place)
         await self._join(place, intent, group)
         mine = PartPlace(place, group.attempt, group.rank)
         record = Record(kind="write", attempt=intent.attempt, writer=group.writer)
         async with announced(mine, intent.attempt):
-            lease = await Lease.take(mine, record, self._clock, self._seen)
+            # Conditions that are not known to work are tried here, where nobody else writes.
+            lease = await self._take(mine, record)
+            if not mine.conditional:
+                await quietly(lambda: self._abandon(place, group))
+                raise _refused(place)
             joined = await self._joined(place, group)
             old = await self._expected(place, intent)
             await self._check_first(place, group)
@@ -176,6 +174,14 @@ class Groups:
             await hand_back(place, attempt)
             return Gathering(missing=missing)
         return Gathering(durability=self._durability)
+
+
+def _refused(place: Place) -> RefusedError:
+    return RefusedError(
+        f"{place.where}: the store has no conditional writes, so it cannot keep the writers of a "
+        "group apart; gather the parts on a disk or in another store",
+        side="target",
+    )
 
 
 def _record(group: Group, attempt: str, writer: str = "") -> Record:

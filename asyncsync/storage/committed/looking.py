@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
-from ...errors import AsyncSyncError, NotCommittedError, NotFoundError
+from ...errors import AsyncSyncError, IntegrityError, NotCommittedError, NotFoundError
 from ...names import ATTEMPT
 from ..trees import NewFile
 from .parts import claimed
@@ -23,7 +23,8 @@ async def visible(place: Place) -> AsyncGenerator[NewFile, None]:
     held = await read_record(place)
     hidden = held.record.ours if held is not None else frozenset()
     if held is not None and (held.record.group is not None or held.record.fenced):
-        hidden |= (await claimed(place))[0]
+        with suppress(IntegrityError):  # a damaged part is for who writes there to meet
+            hidden |= (await claimed(place))[0]
     if hidden:
         found = await place.manifest()
         hidden -= found.manifest.files.keys() if found is not None else frozenset()

@@ -95,7 +95,7 @@ async def read_part(place: Place, attempt: str, rank: int) -> Part:
     try:
         head = msgspec.json.decode(next(lines, b""), type=_Head)
         if head.version != _VERSION:
-            raise FormatError(f"{what} is of another release; use that one")
+            raise FormatError("it is of another release; use that one")
         manifest = decode(lines)
         files = manifest.files
         tokens = dict(zip(files, head.tokens, strict=True))

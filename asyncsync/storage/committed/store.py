@@ -88,7 +88,7 @@ class CommittedTrees:
         self._where, self._observe = where, observe
         self._conditional: bool | None = None
         self._seen = Sightings(clock)
-        self._groups = Groups(self._take, self._know, clock, self._seen, durability)
+        self._groups = Groups(self._take, clock, self._seen, durability)
 
     async def read_manifest(self, tree: str) -> Manifest:
         place = self._place(tree)
