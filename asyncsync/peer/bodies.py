@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,14 +31,21 @@ _LOOKS = 4  # in the time that a body may stand still
 
 
 class _Seen:
-    """How far a body was when it last made progress."""
+    """How far a body is, and was when it was last looked at.
 
-    __slots__ = ("at", "got", "moved", "request")
+    Attributes:
+        at, moved: when it made progress, and how far it was then.
+        window_at, window_got: the same of the time over which its pace is measured.
+        until: when all of it has to be there.
+        given_up: it was too slow for one of them.
+    """
 
-    def __init__(self, request: web.BaseRequest, at: float) -> None:
-        self.request = request
-        self.got = self.moved = 0
-        self.at = at
+    __slots__ = ("at", "given_up", "got", "moved", "request", "until", "window_at", "window_got")
+
+    def __init__(self, request: web.BaseRequest, at: float, until: float) -> None:
+        self.request, self.until, self.given_up = request, until, False
+        self.got = self.moved = self.window_got = 0
+        self.at = self.window_at = at
 
 
 class Bodies:
@@ -45,25 +53,40 @@ class Bodies:
 
     Args:
         stall_s: one of which fewer than 4 KiB arrive in that time is given up.
+        window_s, least_bytes_per_s: and one that is slower than that, over such a time.
     """
 
-    def __init__(self, clock: Clock, stall_s: float) -> None:
+    def __init__(
+        self, clock: Clock, stall_s: float, *, window_s: float = 60.0, least_bytes_per_s: int = 0
+    ) -> None:
         self._clock, self._stall_s = clock, stall_s
+        self._window_s, self._least_bytes_per_s = window_s, least_bytes_per_s
         self._open: set[_Seen] = set()
 
     async def watch(self) -> None:
         """Give up what stands still, for as long as this is awaited."""
         while True:
-            await self._clock.sleep(self._stall_s / _LOOKS)
+            await self._clock.sleep(min(self._stall_s, self._window_s) / _LOOKS)
             now = self._clock.monotonic()
             for seen in list(self._open):
-                if seen.got - seen.moved >= _PROGRESS_BYTES:
-                    seen.moved, seen.at = seen.got, now
-                elif now - seen.at >= self._stall_s and seen.request.transport is not None:
+                if not self._goes_on(seen, now) and seen.request.transport is not None:
+                    seen.given_up = True
                     seen.request.transport.abort()  # whoever moves the body hears of it
 
-    def _begun(self, request: web.BaseRequest) -> _Seen:
-        seen = _Seen(request, self._clock.monotonic())
+    def _goes_on(self, seen: _Seen, now: float) -> bool:
+        if seen.got - seen.moved >= _PROGRESS_BYTES:
+            seen.moved, seen.at = seen.got, now
+        passed_s = now - seen.window_at
+        too_slow = seen.got - seen.window_got < self._least_bytes_per_s * passed_s
+        if passed_s >= self._window_s:
+            seen.window_at, seen.window_got = now, seen.got
+            if too_slow:
+                return False
+        return now - seen.at < self._stall_s and now < seen.until
+
+    def _begun(self, request: web.BaseRequest, within_s: float = math.inf) -> _Seen:
+        now = self._clock.monotonic()
+        seen = _Seen(request, now, now + within_s)
         self._open.add(seen)
         return seen
 
@@ -109,13 +132,16 @@ class Bodies:
         protocol.resume_reading()
 
     def _broken(self, seen: _Seen) -> TransientError:
-        if self._clock.monotonic() - seen.at >= self._stall_s:
+        if seen.given_up:
             return StalledError("hardly anything of the body arrived for too long")
         return TransientError("the connection broke while the body was sent")
 
-    async def whole(self, request: web.BaseRequest, most: int) -> bytes:
+    async def whole(
+        self, request: web.BaseRequest, most: int, *, within_s: float = math.inf
+    ) -> bytes:
         """Take a body of at most that many bytes. Raises as `fill`, or RefusedError."""
-        return b"".join([data async for data in self.pieces(request, length_of(request, most))])
+        length = length_of(request, most)
+        return b"".join([data async for data in self.pieces(request, length, within_s)])
 
     async def drop(self, request: web.BaseRequest) -> None:
         """Take in a body, as long as a chunk at most, that nobody wants.
@@ -128,9 +154,11 @@ class Bodies:
                 async for _ in self.pieces(request, length):
                     continue
 
-    async def pieces(self, request: web.BaseRequest, length: int) -> AsyncIterator[bytes]:
+    async def pieces(
+        self, request: web.BaseRequest, length: int, within_s: float = math.inf
+    ) -> AsyncIterator[bytes]:
         """The pieces of a body as they arrive; together exactly that many bytes."""
-        seen = self._begun(request)
+        seen = self._begun(request, within_s)
         try:
             while seen.got < length:
                 data = await request.content.readany()

@@ -14,7 +14,7 @@ from ..errors import ConfigError, FormatError
 from ..manifest import MAX_FILE_BYTES, Manifest, encode
 from ..names import check_path
 from ..secrets import Secret
-from ..storage import Durability, Group, NewFile, TreeStore
+from ..storage import Group, NewFile, TreeStore
 from ..units import MIB
 from ..wire import messages as m
 from ..wire.claims import Claims
@@ -22,7 +22,9 @@ from ..wire.limits import Limits
 from ..wire.names import check_tree_name
 from .bodies import Bodies
 from .guard import check_scope
+from .known import Known
 from .onward import Onward
+from .quotas import Quotas
 from .sessions import Push, Read, Session, Sessions
 from .space import Space
 from .turns import Turns
@@ -32,20 +34,18 @@ __all__ = [
     "Call",
     "Handler",
     "Head",
-    "Known",
     "answer",
     "group_of",
     "listed",
-    "manifest_window",
     "message",
     "new_file",
+    "text_of",
     "texts",
 ]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Session)
 
-_KNOWN = 10_000
 _MODES, _TIMES = 2**16, 2**63
 _WINDOW_BYTES = 32 * MIB
 
@@ -64,6 +64,7 @@ class Head:
     pushes: Sessions[Push]
     known: Known
     turns: Turns
+    quotas: Quotas
     onward: Onward
     clock: Clock
     root: str
@@ -76,25 +77,6 @@ class Head:
     def announced_bytes(self) -> int:
         """What is going to arrive."""
         return sum(push.left_bytes for push in self.pushes.all)
-
-
-class Known:
-    """Commits that this server has made durable since it started, for who asks about them again."""
-
-    def __init__(self) -> None:
-        self._levels: dict[str, tuple[str, Durability]] = {}
-
-    def note(self, tree: str, identity: str, level: Durability) -> None:
-        """That one is."""
-        self._levels.pop(tree, None)
-        self._levels[tree] = identity, level
-        if len(self._levels) > _KNOWN:
-            del self._levels[next(iter(self._levels))]
-
-    def level(self, tree: str, identity: str) -> Durability | None:
-        """What it survives; None: nobody has asked yet."""
-        found = self._levels.get(tree)
-        return found[1] if found and found[0] == identity else None
 
 
 class Call(NamedTuple):
@@ -136,7 +118,11 @@ Handler = Callable[[Head, Call], Awaitable[Answer | web.StreamResponse]]
 
 async def message(head: Head, call: Call, kind: type[T]) -> T:
     """The body of a request, as a message."""
-    return m.decode(await head.bodies.whole(call.request, head.limits.max_json_bytes), kind)
+    limits = head.limits
+    text = await head.bodies.whole(
+        call.request, limits.max_json_bytes, within_s=limits.json_deadline_s
+    )
+    return m.decode(text, kind)
 
 
 def answer(reply: object) -> Answer:
@@ -148,9 +134,10 @@ def listed(found: Iterable[NewFile]) -> list[m.FileLine]:
     return [m.FileLine(m.text_of(f.path), f.size_bytes, f.mode, f.mtime_ns) for f in found]
 
 
-def new_file(line: m.FileLine) -> NewFile:
+def new_file(line: m.FileLine, limits: Limits) -> NewFile:
     path = m.path_of(line.path)
     check_path(path)
+    limits.check_path(path)
     if not 0 <= line.size_bytes <= MAX_FILE_BYTES:
         raise FormatError("a file whose size makes no sense")
     if not (0 <= line.mode < _MODES and abs(line.mtime_ns) < _TIMES):
@@ -170,9 +157,11 @@ def group_of(member: m.Member) -> Group:
         raise FormatError(str(exc)) from None
 
 
-async def manifest_window(head: Head, found: Manifest, start: int) -> Answer:
+def window(text: bytes, start: int) -> Answer:
     """As much of the text of a manifest, from there on, as goes into one answer."""
-    if start < 0:
-        raise FormatError("a window that begins before the text")
-    text = await head.threads.run(lambda: b"".join(encode(found)))
     return Answer(text[start : start + _WINDOW_BYTES], headers={m.TOTAL: str(len(text))})
+
+
+async def text_of(head: Head, found: Manifest) -> bytes:
+    """The text of a manifest."""
+    return await head.threads.run(lambda: b"".join(encode(found)))

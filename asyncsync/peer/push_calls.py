@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from aiohttp import web
 
 from ..digest import CHUNK_BYTES, chunk_count, digest
-from ..errors import FormatError, RefusedError
-from ..manifest import decode
+from ..errors import FormatError, NoSpaceError, RefusedError, SlowDownError
+from ..manifest import Header, decode
 from ..storage import Block, Intent, NewFile, Stored
 from ..units import KIB, MIB
 from ..wire import messages as m
 from ..wire.limits import Limits
 from .bodies import length_of, split_lines
-from .calls import Answer, Call, Head, answer, group_of, manifest_window, message, new_file
+from .calls import Answer, Call, Head, answer, group_of, message, new_file, text_of, window
 from .onward import level_of
 from .sessions import Push
 
@@ -38,8 +38,10 @@ _BATCH_BYTES = CHUNK_BYTES + 64 * KIB
 
 
 async def begin(head: Head, call: Call) -> Answer:
-    asked, planned = await _plan(head, call)
-    tree = call.tree(asked.tree)
+    length = length_of(call.request, head.limits.max_manifest_bytes)
+    async with head.memory.borrow(length):
+        asked, planned = await _plan(head, call, length)
+    tree = asked.tree
     intent = Intent(
         attempt=asked.attempt,
         expect=asked.expect,
@@ -51,10 +53,34 @@ async def begin(head: Head, call: Call) -> Answer:
     )
     push = Push(tree, call.claims.id, head.clock, intent, planned)
     await head.pushes.fence(lambda other: _gives_way(other, push, head.limits))
-    room = await head.space.room()
-    room.refuse(push.left_bytes, head.announced_bytes)
-    await head.pushes.begin(push)
+    await _reserve(head, call, planned, push.left_bytes)
+    try:
+        await head.pushes.begin(push)
+    except SlowDownError:  # it was never open
+        await head.quotas.give_back(push.owner, len(planned), push.left_bytes)
+        raise
     return answer(m.Begun(session=push.number, resumes=push.writer.resumes))
+
+
+async def _reserve(head: Head, call: Call, more: Sequence[NewFile], total_bytes: int) -> None:
+    """Refuse what is announced, unless there is room for it beside everything else.
+
+    Args:
+        total_bytes: of the push, with `more`.
+    """
+    most, size_bytes = head.limits.max_push_bytes, sum(file.size_bytes for file in more)
+    if most is not None and total_bytes > most:
+        raise RefusedError(f"a push of {total_bytes} bytes; {most} is the limit here")
+    planned = sum(len(one.files) for one in head.pushes.all if one.owner == call.claims.id)
+    if planned and planned + len(more) > head.limits.max_files:  # plans are held in memory
+        raise SlowDownError("too many files in all pushes of this token", retry_after_s=1.0)
+    room = await head.space.room()
+    await head.quotas.take(call.claims, len(more), size_bytes)
+    try:
+        room.refuse(size_bytes, head.announced_bytes)
+    except NoSpaceError:
+        await head.quotas.give_back(call.claims.id, len(more), size_bytes)
+        raise
 
 
 def _gives_way(other: Push, to: Push, limits: Limits) -> bool:
@@ -72,9 +98,8 @@ def _gives_way(other: Push, to: Push, limits: Limits) -> bool:
     return same or other.idle_s() >= limits.body_idle_s
 
 
-async def _plan(head: Head, call: Call) -> tuple[m.Begin, list[NewFile]]:
+async def _plan(head: Head, call: Call, length: int) -> tuple[m.Begin, list[NewFile]]:
     """A plan, line by line as it arrives: its text is never there as a whole."""
-    length = length_of(call.request, head.limits.max_manifest_bytes)
     first: m.Begin | None = None
     planned, rest = list[NewFile](), b""
     async for data in head.bodies.pieces(call.request, length):
@@ -82,8 +107,9 @@ async def _plan(head: Head, call: Call) -> tuple[m.Begin, list[NewFile]]:
         for line in lines:
             if first is None:
                 first = m.decode(line, m.Begin)
+                call.tree(first.tree)
             else:
-                planned.append(new_file(m.decode(line, m.FileLine)))
+                planned.append(new_file(m.decode(line, m.FileLine), head.limits))
         if len(planned) > head.limits.max_files:
             raise RefusedError(f"a plan of more than {head.limits.max_files} files")
     if first is None or rest:
@@ -95,11 +121,10 @@ async def plan(head: Head, call: Call) -> Answer:
     push = call.session(head.pushes)
     with push:
         asked = await message(head, call, list[m.FileLine])
-        more = [new_file(line) for line in asked]
+        more = [new_file(line, head.limits) for line in asked]
         if len(push.files) + len(more) > head.limits.max_files:
             raise RefusedError(f"a plan of more than {head.limits.max_files} files")
-        room = await head.space.room()
-        room.refuse(sum(file.size_bytes for file in more), head.announced_bytes)
+        await _reserve(head, call, more, sum(file.size_bytes for file in (*push.files, *more)))
         return answer(m.Planned(first=push.extend(more)))
 
 
@@ -200,14 +225,23 @@ async def commit(head: Head, call: Call) -> Answer:
     if push.intent.group is None:  # else it is a part, which nobody sees yet
         await head.onward.queue(push.tree, whole.identity)
         head.known.note(push.tree, whole.identity, durability)
+        await _keep(head, push.tree, whole.header, text)
     level = level_of(durability, head.onward, push.tree, whole.identity)
     return answer(m.Receipt(identity=whole.identity, durability=level))
+
+
+async def _keep(head: Head, tree: str, header: Header, text: bytes) -> None:
+    """Keep the text of a manifest that was just committed, unless another has come since."""
+    tag = (await head.store.glance(tree)).tag
+    there = await head.store.read_header(tree)
+    if there.attempt == header.attempt and (await head.store.glance(tree)).tag == tag:
+        head.known.keep(tree, header.identity, tag, text)
 
 
 async def part(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.PartWindow)
     left = await head.store.read_part(call.tree(asked.tree), group_of(asked.group))
-    return await manifest_window(head, left, asked.start)
+    return window(await text_of(head, left), asked.start)
 
 
 async def gather(head: Head, call: Call) -> Answer:

@@ -7,6 +7,7 @@ import os
 import secrets
 import ssl
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ from aiohttp import web
 from ..clock import Clock, SystemClock
 from ..concurrency import ByteBudget, Threads, settled
 from ..errors import (
+    AsyncSyncError,
     ConfigError,
     quote,
 )
@@ -30,10 +32,12 @@ from ..wire.tokens import HeadKey, KeyRing
 from ..wire.trust import fingerprint_of
 from .application import Application, new_request
 from .bodies import Bodies
-from .calls import Head, Known
+from .calls import Head
 from .guard import Guard
+from .known import Known
 from .onward import Nowhere, Onward
 from .protocol import Connections
+from .quotas import Quotas
 from .sessions import Push, Read, Sessions
 from .space import Space
 from .turns import Turns
@@ -41,6 +45,7 @@ from .turns import Turns
 __all__ = ["PeerServer"]
 
 _SWEEP_S = 10.0
+_LOOKS_PER_EXPIRY = 24
 _CLOSE_S = 60.0
 _SESSION_IDLE_S = 900.0  # after that, what arrived is kept on the disk and no more in memory
 
@@ -60,6 +65,7 @@ class PeerServer:
         tls: from `asyncsync.peer.certificates`; without it only a loopback address is served.
         authority: the certificate of the CA behind `tls`, in PEM; workers ask for it.
         onward: carries what is committed on from here.
+        quota_file: counts what tokens with a cap have pushed, also when the head is started anew.
         memory_bytes: bodies that may be held at once.
 
     Raises:
@@ -78,7 +84,8 @@ class PeerServer:
         authority: str = "",
         onward: Onward | None = None,
         limits: Limits | None = None,
-        memory_bytes: int = 256 * MIB,
+        quota_file: Path | None = None,
+        memory_bytes: int = 128 * MIB,
         clock: Clock | None = None,
     ) -> None:
         if tls is None and not is_loopback(host):
@@ -91,7 +98,7 @@ class PeerServer:
         self._clock, self._limits = clock or SystemClock(), limits or Limits()
         keys = keys or KeyRing((HeadKey.new(),))
         self._guard = Guard(keys, self._limits, self._clock)
-        self._onward = onward or Nowhere()
+        self._onward, self._quota_file = onward or Nowhere(), quota_file
         self._readonly, self._memory_bytes = readonly, memory_bytes
         self._run = secrets.token_hex(16)
         self._supervisor: asyncio.Task[None] | None = None
@@ -153,10 +160,21 @@ class PeerServer:
         stack.push_async_callback(store.aclose)
         group = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(group.cancel_scope.cancel)
-        bodies = Bodies(self._clock, self._limits.body_idle_s)
+        bodies = Bodies(
+            self._clock,
+            self._limits.body_idle_s,
+            window_s=self._limits.body_window_s,
+            least_bytes_per_s=self._limits.min_body_bytes_per_s,
+        )
         most = self._limits.max_sessions_per_token
         reads = Sessions[Read](group, store, most=most, idle_s=_SESSION_IDLE_S)
-        pushes = Sessions[Push](group, store, most=most, idle_s=_SESSION_IDLE_S)
+        quotas = Quotas(self._quota_file, threads, self._clock)
+        await quotas.load()
+
+        async def settle(push: Push) -> None:
+            await quotas.give_back(push.owner, push.left_files, push.left_bytes)
+
+        pushes = Sessions[Push](group, store, most=most, idle_s=_SESSION_IDLE_S, over=settle)
         stack.push_async_callback(reads.close)
         stack.push_async_callback(pushes.close)
         head = Head(
@@ -170,6 +188,7 @@ class PeerServer:
             pushes=pushes,
             known=Known(),
             turns=Turns(),
+            quotas=quotas,
             onward=self._onward,
             clock=self._clock,
             root=root,
@@ -180,6 +199,8 @@ class PeerServer:
         )
         group.start_soon(bodies.watch)
         group.start_soon(self._sweep, reads, pushes)
+        if not self._readonly:
+            group.start_soon(self._expire, store)
         await self._listen(stack, Application(head, self._guard))
 
     async def _listen(self, stack: AsyncExitStack, application: Application) -> None:
@@ -208,6 +229,17 @@ class PeerServer:
             await self._clock.sleep(_SWEEP_S)
             for those in sessions:
                 await those.sweep()
+
+    async def _expire(self, store: TreeStore) -> None:
+        """Remove what pushes have left that nobody has gone on with."""
+        after_s = self._limits.session_expiry_s
+        while True:
+            try:
+                await store.clean("", older_than_s=after_s)
+            except AsyncSyncError as exc:  # tried again; whoever runs the head hears of it
+                what = {"message": "the head cannot tidy up", "exception": exc}
+                asyncio.get_running_loop().call_exception_handler(what)
+            await self._clock.sleep(after_s / _LOOKS_PER_EXPIRY)
 
     # -- what others need to know
 

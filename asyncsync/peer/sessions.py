@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from typing import Generic, TypeVar
 
@@ -193,6 +201,11 @@ class Push(Session):
         async with store.begin(self.tree, self.intent) as self.writer:
             await self._until_over(task_status)
 
+    @property
+    def left_files(self) -> int:
+        """How many have been announced of which nothing has arrived."""
+        return sum(file.path not in self._digests for file in self.files)
+
     def file(self, blob: int) -> NewFile:
         """The file of that number."""
         return _at(self.files, blob)
@@ -329,11 +342,19 @@ class Sessions(Generic[S]):
         group: their tasks are in it.
         most: of one owner at once.
         idle_s: after that time without a request one is ended.
+        over: awaited for each that has ended.
     """
 
     def __init__(
-        self, group: anyio.abc.TaskGroup, store: TreeStore, *, most: int, idle_s: float
+        self,
+        group: anyio.abc.TaskGroup,
+        store: TreeStore,
+        *,
+        most: int,
+        idle_s: float,
+        over: Callable[[S], Awaitable[object]] | None = None,
     ) -> None:
+        self._settle = over
         self._group, self._store, self._most, self._idle_s = group, store, most, idle_s
         self._open: dict[str, S] = {}
         self._done: dict[str, S] = {}
@@ -381,6 +402,8 @@ class Sessions(Generic[S]):
             self._open.pop(session.number, None)
             if session.answers:
                 _remember(self._done, session.number, session)
+            if self._settle is not None:
+                await self._settle(session)
 
     async def fence(self, those: Callable[[S], bool]) -> None:
         """End these: another takes their place."""

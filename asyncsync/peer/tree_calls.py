@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import FormatError
 from ..secrets import Secret
 from ..wire import messages as m
-from .calls import Answer, Call, Head, answer, listed, manifest_window, message, texts
+from .calls import Answer, Call, Head, answer, listed, message, text_of, texts, window
 from .onward import level_of
 
 __all__ = [
@@ -54,10 +54,15 @@ async def authority(head: Head, call: Call) -> Answer:
 async def manifest(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.Window)
     tree = call.tree(asked.tree)
-    found = await head.store.read_manifest(tree)
-    answered = await manifest_window(head, found, asked.start)
-    if (level := head.known.level(tree, found.identity)) is not None:
-        said = level_of(level, head.onward, tree, found.identity)
+    tag = (await head.store.glance(tree)).tag
+    if (known := head.known.text(tree, tag)) is None:
+        found = await head.store.read_manifest(tree)
+        known = found.identity, await text_of(head, found)
+        head.known.keep(tree, found.identity, tag, known[1])  # a tag that is old is not seen again
+    identity, text = known
+    answered = window(text, asked.start)
+    if (level := head.known.level(tree, identity)) is not None:
+        said = level_of(level, head.onward, tree, identity)
         return answered._replace(headers={**answered.headers, m.DURABILITY: said})
     return answered
 

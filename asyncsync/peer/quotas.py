@@ -1,0 +1,105 @@
+"""What has been pushed with tokens that have a cap, for as long as they live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import msgspec
+
+from ..clock import Clock
+from ..concurrency import Threads
+from ..errors import ConfigError, NoSpaceError, quote
+from ..wire.claims import Claims
+from .private_files import read_private, write_private
+
+__all__ = ["Quotas"]
+
+_KEPT_S = 60.0  # a token is good for half a minute beyond its end
+
+
+class _Used(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """With one token, which ends at `until`."""
+
+    files: int
+    size_bytes: int
+    until: int
+
+
+class _File(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"version": "asyncsync_quotas"}
+):
+    version: Literal[1]
+    tokens: dict[str, _Used]
+
+
+class Quotas:
+    """Counts by the id of a token, so that tokens that are derived from it count with it.
+
+    What is announced counts at once, and what of it has not arrived in the end does not any more:
+    a head that was killed has counted too much, never too little.
+
+    Args:
+        path: where the counts stay when the head ends; None: they end with it.
+    """
+
+    def __init__(self, path: Path | None, threads: Threads, clock: Clock) -> None:
+        self._path, self._threads, self._clock = path, threads, clock
+        self._used: dict[str, _Used] = {}
+        self._turn = anyio.Lock()
+
+    async def load(self) -> None:
+        """Go on with what was counted before. ConfigError: the file is damaged."""
+        if self._path is not None:
+            self._used = await self._threads.run(_read, self._path)
+
+    async def take(self, claims: Claims, files: int, size_bytes: int) -> None:
+        """Count what is announced.
+
+        Raises:
+            NoSpaceError: it is more than the token allows in all; nothing was counted.
+        """
+        if claims.max_bytes is None and claims.max_files is None:
+            return
+        async with self._turn:
+            used = self._used.get(claims.id, _Used(0, 0, 0))
+            both = _Used(used.files + files, used.size_bytes + size_bytes, claims.expires_at)
+            for what, count, most in (
+                ("files", both.files, claims.max_files),
+                ("bytes", both.size_bytes, claims.max_bytes),
+            ):
+                if most is not None and count > most:
+                    raise NoSpaceError(
+                        f"this token may push {most} {what} in all, and with these it would be "
+                        f"{count}; ask for another token",
+                        side="target",
+                    )
+            await self._save({**self._used, claims.id: both})
+
+    async def give_back(self, token: str, files: int, size_bytes: int) -> None:
+        """Count no longer what was announced with a token and has not arrived."""
+        async with self._turn:
+            used = self._used.get(token)
+            if used is not None and (files or size_bytes):
+                less = _Used(used.files - files, used.size_bytes - size_bytes, used.until)
+                await self._save({**self._used, token: less})
+
+    async def _save(self, used: dict[str, _Used]) -> None:
+        now = self._clock.now()
+        used = {token: one for token, one in used.items() if now < one.until + _KEPT_S}
+        if (path := self._path) is not None:
+            text = msgspec.json.encode(_File(1, used)) + b"\n"
+            await self._threads.run(lambda: write_private(path, text, replace=True))
+        self._used = used
+
+
+def _read(path: Path) -> dict[str, _Used]:
+    if (text := read_private(path)) is None:
+        return {}
+    try:
+        return msgspec.json.decode(text, type=_File).tokens
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise ConfigError(
+            f"{quote(str(path))} is damaged; put back a copy, or remove it to count from zero"
+        ) from None
