@@ -110,7 +110,9 @@ class Trees(TreeStoreContract):
     @pytest.fixture
     async def store(self, objects: ObjectStore) -> TreeStore:
         self.reached = objects
-        self.line_breaks = "\n" not in objects.capabilities.refused_characters
+        able = objects.capabilities
+        self.line_breaks = "\n" not in able.refused_characters
+        self.groups = able.create_only and able.if_match
         return CommittedTrees(objects, clock=FakeClock())
 
     async def plant(self, store: TreeStore, tree: str, path: str, data: bytes | None) -> None:
