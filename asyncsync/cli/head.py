@@ -141,7 +141,7 @@ def _prepare(
     listen = listen or (before.listen if before else _LISTEN)
     host, port = split_address(listen)
     known = list(names) or (before.names if before else [])
-    if names and not (init or known == list(names)) and not (before and before.names):
+    if names and not init and not (before and before.names):
         raise ConfigError("--name is what the certificate of --init is for; add --init")
     if init:
         known = known or _names_of(host)

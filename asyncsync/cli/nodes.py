@@ -168,10 +168,10 @@ def head(
 def _check_grant(name: str, grant: Grant, overlap: float | None) -> None:
     if grant.given and name in ("", "status"):
         raise ConfigError("--scope, --allow and --days are of the join string that --token prints")
-    if grant.days == 0:
-        raise ConfigError("--days 0 would be over at once; give a number above 0")
-    if overlap is not None and name != "rotate":
-        raise ConfigError("--overlap belongs to --rotate")
+    if grant.days is not None and not grant.days > 0:
+        raise ConfigError(f"--days {grant.days:g} would be over at once; give a number above 0")
+    if overlap is not None and (name != "rotate" or not overlap >= 0):
+        raise ConfigError("--overlap belongs to --rotate; it is a number of days")
 
 
 def _check_nothing_else(name: str, place: Place) -> None:

@@ -104,6 +104,7 @@ async def serve(
             tls=tls,
             authority=made.authority if made else "",
             onward=onward,
+            quota_file=state.path / "quotas.json",
             clock=clock,
         )
         await stack.enter_async_context(server)
