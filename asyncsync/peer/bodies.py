@@ -37,15 +37,28 @@ class _Seen:
         at, moved: when it made progress, and how far it was then.
         window_at, window_got: the same of the time over which its pace is measured.
         until: when all of it has to be there.
+        line: a socket of its own that it comes by.
         given_up: it was too slow for one of them.
     """
 
-    __slots__ = ("at", "given_up", "got", "moved", "request", "until", "window_at", "window_got")
+    __slots__ = (
+        *("at", "given_up", "got", "line", "moved", "request", "until", "window_at", "window_got"),
+    )
 
     def __init__(self, request: web.BaseRequest, at: float, until: float) -> None:
         self.request, self.until, self.given_up = request, until, False
         self.got = self.moved = self.window_got = 0
         self.at = self.window_at = at
+        self.line: socket.socket | None = None
+
+    def give_up(self) -> None:
+        """End the connection; whoever moves the body hears of it."""
+        self.given_up = True
+        if self.request.transport is not None:
+            self.request.transport.abort()
+        if self.line is not None:  # which keeps the connection open by itself
+            with suppress(OSError):
+                self.line.shutdown(socket.SHUT_RDWR)
 
 
 class Bodies:
@@ -69,9 +82,8 @@ class Bodies:
             await self._clock.sleep(min(self._stall_s, self._window_s) / _LOOKS)
             now = self._clock.monotonic()
             for seen in list(self._open):
-                if not self._goes_on(seen, now) and seen.request.transport is not None:
-                    seen.given_up = True
-                    seen.request.transport.abort()  # whoever moves the body hears of it
+                if not self._goes_on(seen, now):
+                    seen.give_up()
 
     def _goes_on(self, seen: _Seen, now: float) -> bool:
         if seen.got - seen.moved >= _PROGRESS_BYTES:
@@ -113,6 +125,7 @@ class Bodies:
         """Receive a body where it is wanted: on its way through aiohttp it is copied four times."""
         protocol = cast("PeerProtocol", request.protocol)
         seen = self._begun(request)
+        seen.line = line
         head = request.content.read_nowait()
         protocol.pause_reading()
         try:

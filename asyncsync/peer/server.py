@@ -149,7 +149,7 @@ class PeerServer:
         except BaseException as exc:
             if ready.done():
                 raise
-            ready.set_exception(exc)
+            ready.set_exception(_alone(exc))
 
     async def _start(self, stack: AsyncExitStack) -> None:
         threads = Threads(max(8, 2 * self._limits.hash_threads))
@@ -158,6 +158,8 @@ class PeerServer:
         # Others name the trees, and may write below the root by other ways, too.
         store: TreeStore = LocalTrees(await threads.run(HeldRoot, root), threads)
         stack.push_async_callback(store.aclose)
+        quotas = Quotas(self._quota_file, threads, self._clock)
+        await quotas.load()
         group = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(group.cancel_scope.cancel)
         bodies = Bodies(
@@ -168,8 +170,6 @@ class PeerServer:
         )
         most = self._limits.max_sessions_per_token
         reads = Sessions[Read](group, store, most=most, idle_s=_SESSION_IDLE_S)
-        quotas = Quotas(self._quota_file, threads, self._clock)
-        await quotas.load()
 
         async def settle(push: Push) -> None:
             await quotas.give_back(push.owner, push.left_files, push.left_bytes)
@@ -292,6 +292,13 @@ class PeerServer:
     def use_keys(self, keys: KeyRing) -> None:
         """Make and verify tokens by these from now on."""
         self._guard.keys = keys
+
+
+def _alone(error: BaseException) -> BaseException:
+    """What a task group has wrapped although there was nothing else."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _address(host: str, port: int) -> str:

@@ -6,9 +6,9 @@ import math
 import os
 from dataclasses import dataclass, field, fields
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RefusedError, quote
 from ..manifest import MAX_ENTRIES, MAX_MANIFEST_BYTES
-from ..names import MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES
+from ..names import MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES, sort_key
 from ..units import GIB, KIB, MIB, format_bytes, format_seconds
 
 __all__ = ["Limits"]
@@ -95,6 +95,30 @@ class Limits:
     def reserve_bytes(self, disk_bytes: int) -> int:
         """What has to stay free of a disk of that size."""
         return max(self.disk_reserve_bytes, math.ceil(disk_bytes * self.disk_reserve_ratio))
+
+    def check_path(self, path: str) -> None:
+        """Refuse a path that a tree may have in general, but not with these limits.
+
+        Raises:
+            RefusedError: and says which limit it is beyond.
+        """
+        if self._is_stricter and (reason := self._path_fault(sort_key(path))):
+            raise RefusedError(f"name {quote(path[:200])} refused: {reason}", paths=[path])
+
+    @property
+    def _is_stricter(self) -> bool:
+        found = (self.max_component_bytes, self.max_path_bytes, self.max_depth)
+        return found != (MAX_COMPONENT_BYTES, MAX_PATH_BYTES, MAX_DEPTH)
+
+    def _path_fault(self, raw: bytes) -> str | None:
+        components = raw.split(b"/")
+        if len(raw) > self.max_path_bytes:
+            return f"it is {len(raw)} bytes long; {self.max_path_bytes} is the limit"
+        if len(components) > self.max_depth:
+            return f"it is {len(components)} levels deep; {self.max_depth} is the limit"
+        if (longest := max(map(len, components))) > self.max_component_bytes:
+            return f"a component is {longest} bytes long; {self.max_component_bytes} is the limit"
+        return None
 
     def __str__(self) -> str:
         """One line for each limit, for people."""

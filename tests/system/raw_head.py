@@ -138,7 +138,7 @@ class RawHead:
 
     async def begin(self, tree: str, *files: tuple[str, int], **where: Any) -> Answer:
         """Begin a push of files with these names and sizes."""
-        first = m.Begin(tree=tree, attempt="0" * 32)
+        first = m.Begin(tree=tree, attempt="0" * 32, keep=where.pop("keep", False))
         plan = [m.FileLine(m.text_of(path), size, 0o644, 0) for path, size in files]
         return await self.told("begin", b"".join(m.lines_of([first, *plan])), **where)
 

@@ -1,0 +1,465 @@
+"""The bounds of a head: whoever goes beyond one is stopped there, and nobody else waits for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from asyncsync.digest import CHUNK_BYTES
+from asyncsync.errors import ConfigError
+from asyncsync.peer import PeerServer
+from asyncsync.peer.space import Room, Space
+from asyncsync.secrets import Secret
+from asyncsync.testing import FakeClock
+from asyncsync.units import KIB, MIB
+from asyncsync.wire import messages as m
+from asyncsync.wire.claims import Claims
+from asyncsync.wire.limits import Limits
+from asyncsync.wire.tokens import HeadKey, KeyRing, Revoked
+
+from .raw_head import EVERYTHING, Answer, Line, RawHead, raw_head, request
+
+HELLO = m.ROUTES["hello"].url()
+HEADER = m.ROUTES["header"].url()
+SOON_S = 0.05
+
+pytestmark = pytest.mark.one_loop
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Opens a head with these limits."""
+
+    @asynccontextmanager
+    async def opened(
+        clock: FakeClock | None = None, settings: dict[str, Any] | None = None, **limits: Any
+    ) -> AsyncIterator[RawHead]:
+        given: dict[str, Any] = {"limits": Limits(**limits), "clock": clock, **(settings or {})}
+        async with raw_head(tmp_path, monkeypatch, **given) as place:
+            yield place
+
+    return opened
+
+
+def session_of(answer: Answer) -> str:
+    assert answer.status == 200, answer
+    return m.decode(answer.body, m.Begun).session
+
+
+# -- connections
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nHost: h\r\n", b"\r\n\r\n"])
+async def test_a_head_that_never_comes_is_not_waited_for(make: Make, sent: bytes) -> None:
+    async with make(header_deadline_s=SOON_S) as place, place.line() as line:
+        await line.send(sent)
+
+        assert await line.ended()
+        await place.good_push()
+
+
+async def test_a_head_that_drips_is_not_waited_for_either(make: Make) -> None:
+    async with make(header_deadline_s=SOON_S) as place, place.line() as line:
+        good = request("GET", HELLO, token=place.token)
+        await line.send(good)
+        assert await line.answer()
+        with anyio.move_on_after(10):
+            for at in range(len(good) - 1):
+                await line.send(good[at : at + 1])
+                await anyio.lowlevel.checkpoint()
+                if line.stream.extra(anyio.abc.SocketAttribute.raw_socket).fileno() < 0:
+                    break
+
+        assert await line.ended()
+
+
+async def test_a_connection_that_is_idle_ends(make: Make) -> None:
+    async with make(keep_alive_s=SOON_S) as place, place.line() as line:
+        await line.send(request("GET", HELLO, token=place.token))
+        assert await line.answer()
+
+        assert await line.ended()
+
+
+async def test_one_address_has_so_many_connections_and_others_have_theirs(make: Make) -> None:
+    async with make(max_connections_per_address=3) as place, AsyncExitStack() as stack:
+        lines = [await stack.enter_async_context(place.line()) for _ in range(3)]
+        async with place.line() as one_more:
+            assert await one_more.ended()
+        async with place.line("127.0.0.2") as other:
+            await other.send(request("GET", HELLO, token=place.token))
+            assert await other.answer()
+        for line in lines:
+            await line.send(request("GET", HELLO, token=place.token))
+            assert await line.answer()
+
+
+async def test_a_connection_that_has_ended_makes_room(make: Make) -> None:
+    async with make(max_connections_per_address=1) as place:
+        for _ in range(3):
+            async with place.line() as line:
+                await line.send(
+                    request("GET", HELLO, token=place.token, headers={"Connection": "close"})
+                )
+                assert await line.answer()
+                assert await line.ended()
+
+
+@pytest.mark.slow
+async def test_thousands_of_idle_connections_are_closed_and_the_head_goes_on(make: Make) -> None:
+    limits = {"max_connections": 60, "max_connections_per_address": 40, "header_deadline_s": 30}
+    async with make(**limits) as place:
+        async with AsyncExitStack() as stack:
+            for number in range(5000):
+                line = place.line(f"127.0.1.{1 + number % 100}")
+                if number < 60:
+                    await stack.enter_async_context(line)
+                else:
+                    async with line as one_more:
+                        assert await one_more.ended()
+        await place.good_push()
+
+
+# -- bodies
+
+
+async def test_a_body_that_stands_still_is_given_up(make: Make) -> None:
+    clock = FakeClock()
+    async with make(clock) as place, place.line() as line:
+        await line.send(request("POST", HEADER, b"{}", token=place.token)[:-1])
+        await _taken_in(line)
+        await clock.advance(60)
+
+        assert await line.ended()
+        await place.good_push()
+
+
+async def test_a_body_that_is_slow_for_a_minute_is_given_up(make: Make) -> None:
+    clock = FakeClock()
+    async with make(clock, min_body_bytes_per_s=KIB) as place:
+        session = session_of(await place.begin("exp", ("w", CHUNK_BYTES)))
+        async with place.line() as line:
+            await line.send(_part(place, session, CHUNK_BYTES))
+            for _ in range(5):  # 5 KiB in 12 s each: progress, and not enough
+                await line.send(bytes(5 * KIB))
+                await _taken_in(line)
+                await clock.advance(12)
+            await clock.advance(30)
+
+            assert await line.ended()
+
+
+async def test_a_message_has_to_be_there_in_time(make: Make) -> None:
+    clock = FakeClock()
+    async with make(clock, min_body_bytes_per_s=1) as place, place.line() as line:
+        await line.send(request("POST", HEADER, b" " * MIB, token=place.token)[:-MIB])
+        for _ in range(3):
+            await line.send(b" " * 8 * KIB)
+            await _taken_in(line)
+            await clock.advance(15)
+
+        assert await line.ended()
+
+
+async def test_who_takes_nothing_of_an_answer_is_given_up(make: Make) -> None:
+    clock = FakeClock()
+    async with make(clock) as place:
+        data = os.urandom(CHUNK_BYTES)
+        await to_thread.run_sync((place.root / "w").write_bytes, data)
+        opened = await place.told("open", m.Open(tree=""))
+        session = m.decode(opened.body, m.Opened).session
+        async with place.line() as line:
+            target = m.ROUTES["read"].url(session)
+            headers = {"Range": f"bytes=0-{CHUNK_BYTES - 1}"}
+            await line.send(request("GET", target, token=place.token, headers=headers))
+            await line.stream.receive(1)
+            for _ in range(5):
+                await clock.advance(60)
+            assert await _rest(line) < CHUNK_BYTES, "the connection ended before"
+        await place.good_push()
+
+
+async def _rest(line: Line) -> int:
+    """How much comes before the connection ends."""
+    count = 0
+    with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+        while True:
+            count += len(await line.stream.receive())
+    return count
+
+
+async def _taken_in(line: Line) -> None:
+    """Wait until the other end has had its turn."""
+    del line
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
+
+
+def _part(place: RawHead, session: str, size: int) -> bytes:
+    target = m.ROUTES["write"].url(session)
+    headers = {"Content-Length": str(size), m.OFFSET: "0"}
+    return request("PATCH", target, token=place.token, headers=headers)
+
+
+# -- one token among others
+
+
+async def test_one_token_does_not_keep_the_others_waiting(make: Make) -> None:
+    async with make(max_connections_per_token=2) as place, AsyncExitStack() as stack:
+        session = session_of(await place.begin("exp", ("w", 3)))
+        for _ in range(2):  # both of its turns are taken by bodies that never end
+            line = await stack.enter_async_context(place.line())
+            await line.send(_part(place, session, 3) + b"a")
+            await _taken_in(line)
+        waiting = await stack.enter_async_context(place.line())
+        await waiting.send(request("GET", HELLO, token=place.token))
+
+        await place.good_push()
+        with anyio.move_on_after(SOON_S) as scope:
+            await waiting.answer()
+        assert scope.cancelled_caught
+        await line.send(b"bc")
+        assert await line.answer()
+        assert await waiting.answer()
+
+
+# -- tokens that are not good
+
+
+async def test_who_guesses_waits_longer_each_time_and_a_good_token_never(make: Make) -> None:
+    clock = FakeClock()
+    limits = {"max_failed_auths_per_minute": 3, "max_auth_delay_s": 8}
+    async with make(clock, **limits) as place:
+        answers = [await place.told("hello", token=Secret("as1.guess")) for _ in range(8)]
+        for answer in answers[:3]:
+            place.check(answer, 401)
+        for answer, wait_s in zip(answers[3:], ["1", "2", "4", "8", "8"], strict=True):
+            place.check(answer, 429)
+            assert answer.headers["Retry-After"] == wait_s
+            assert answer.fault.retry_after_s == float(wait_s)
+        assert (await place.told("hello")).status == 200
+
+        await clock.advance(60)
+        place.check(await place.told("hello", token=None), 401)
+
+
+async def test_what_is_revoked_is_refused_at_once_and_a_new_key_is_taken_up(make: Make) -> None:
+    ring = KeyRing((HeadKey.new(),))
+    async with make(settings={"keys": ring}) as place:
+        session = session_of(await place.begin("exp", ("w", 3)))
+        other = place.head.token("exp")
+        place.head.use_keys(KeyRing(ring.keys, Revoked(experiments=frozenset({"exp"}))))
+        place.check(await place.told("header", {"tree": "exp"}, token=other), 401)
+
+        place.head.use_keys(KeyRing(ring.keys, Revoked(experiments=frozenset({""}))))
+        place.check(await place.told("commit", b"", session=session), 401)
+        assert (await place.told("find", {"tree": "exp"}, token=other)).status in (200, 404)
+
+        place.head.use_keys(ring.rotated(HeadKey.new(), now=0, overlap_s=1))
+        place.check(await place.told("find", {"tree": "exp"}, token=other), 401)
+        token = place.head.token("exp")
+        assert (await place.told("find", {"tree": "exp"}, token=token)).status in (200, 404)
+
+
+# -- what a push may take
+
+
+async def test_a_token_has_so_many_open_pushes(make: Make) -> None:
+    async with make(max_sessions_per_token=2) as place:
+        first = session_of(await place.begin("a", ("w", 1)))
+        session_of(await place.begin("b", ("w", 1)))
+        place.check(await place.begin("c", ("w", 1)), 429)
+        await place.good_push()
+
+        await place.told("leave", m.Leave(), session=first)
+        session_of(await place.begin("c", ("w", 1)))
+
+
+async def test_a_push_has_so_many_bytes_and_files(make: Make) -> None:
+    async with make(max_push_bytes=10, max_files=3) as place:
+        place.check(await place.begin("exp", ("w", 11)), 422)
+        place.check(await place.begin("exp", *((f"{n}", 1) for n in range(4))), 422)
+        session = session_of(await place.begin("exp", ("a", 5), ("b", 4)))
+        line = ["c", 2, 420, 0]
+        place.check(await place.told("plan", [line], session=session), 422)
+        line[1] = 1
+        assert (await place.told("plan", [line], session=session)).status == 200
+        line[0], line[1] = "d", 0
+        place.check(await place.told("plan", [line], session=session), 422)
+
+
+async def test_a_path_has_to_be_within_the_limits_of_the_head(make: Make) -> None:
+    limits = {"max_component_bytes": 4, "max_path_bytes": 8, "max_depth": 3}
+    async with make(**limits) as place:
+        for path in ("abcde", "abcd/abcd", "a/b/c/d"):
+            place.check(await place.begin("exp", (path, 1)), 422)
+        session_of(await place.begin("exp", ("abcd/abc", 1), ("a/b/c", 1)))
+
+
+def _capped(place: RawHead, **caps: int) -> Secret:
+    now = 1_700_000_000
+    claims = Claims.new("exp", now=now, operations=EVERYTHING, life_s=2**31, **caps)
+    return place.head._guard.keys.mint(claims)  # a head makes such tokens by its command line
+
+
+async def test_a_token_pushes_no_more_in_its_life_than_it_may(make: Make) -> None:
+    async with make() as place:
+        token = _capped(place, max_bytes=10, max_files=3)
+        place.check(await place.begin("exp", ("w", 11), token=token), 507)
+        place.check(await place.begin("exp", *((f"{n}", 0) for n in range(4)), token=token), 507)
+        session = session_of(await place.begin("exp", ("a", 6), ("b", 4), token=token))
+        place.check(await place.begin("exp/x", ("w", 1), token=token), 507)
+        headers = {m.OFFSET: "0"}
+        wrote = await place.told("write", b"123456", session=session, token=token, headers=headers)
+        assert wrote.status == 200
+
+        await place.told("leave", m.Leave(), session=session, token=token)
+        place.check(await place.begin("exp", ("w", 5), token=token), 507)
+        session_of(await place.begin("exp", ("w", 4), token=token))
+
+
+async def test_what_a_token_has_pushed_is_known_when_the_head_starts_anew(
+    make: Make, tmp_path: Path
+) -> None:
+    ring, file = KeyRing((HeadKey.new(),)), tmp_path / "quotas.json"
+    settings = {"keys": ring, "quota_file": file}
+    async with make(settings=settings) as place:
+        token = _capped(place, max_bytes=10)
+        session_of(await place.begin("exp", ("w", 6), token=token))
+        killed = await to_thread.run_sync(file.read_bytes)
+    await to_thread.run_sync(file.write_bytes, killed)
+
+    async with PeerServer(str(place.root), keys=ring, quota_file=file) as head:
+        place.head = head
+        place.check(await place.begin("exp", ("w", 5), token=token), 507)
+        session_of(await place.begin("exp", ("w", 4), token=token))
+
+
+DAMAGES = [b"", b"{", b"{}", b"[]", b'{"asyncsync_quotas":2,"tokens":{}}']
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_count_is_not_taken_for_none(
+    make: Make, tmp_path: Path, damage: bytes
+) -> None:
+    file = tmp_path / "quotas.json"
+    await to_thread.run_sync(file.write_bytes, damage)
+    await to_thread.run_sync(file.chmod, 0o600)
+
+    with pytest.raises(ConfigError, match="damaged"):
+        async with make(settings={"quota_file": file}):
+            pass
+
+
+async def test_what_has_to_stay_free_of_the_disk_stays_free(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Space, "_look", lambda _: Room(10))
+    async with make() as place:
+        place.check(await place.begin("exp", ("w", 11)), 507)
+        session = session_of(await place.begin("exp", ("w", 6)))
+        place.check(await place.begin("other", ("w", 5)), 507)
+        place.check(await place.told("plan", [["x", 5, 420, 0]], session=session), 507)
+
+        await place.told("leave", m.Leave(), session=session)
+        session_of(await place.begin("other", ("w", 10)))
+
+
+async def test_a_push_that_nobody_asks_for_anything_gives_its_room_back(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Space, "_look", lambda _: Room(10))
+    clock = FakeClock()
+    async with make(clock) as place:
+        session = session_of(await place.begin("exp", ("w", 10)))
+        place.check(await place.begin("other", ("w", 1)), 507)
+
+        await clock.advance(910)
+        with anyio.fail_after(10):  # a thread takes away what was staged
+            while (again := await place.begin("other", ("w", 10))).status == 507:
+                await anyio.lowlevel.checkpoint()
+        session_of(again)
+        place.check(await place.told("leave", m.Leave(), session=session), 410)
+
+
+async def test_what_an_abandoned_push_has_sent_is_removed_in_the_end(make: Make) -> None:
+    clock = FakeClock()
+    async with make(clock, session_expiry_s=3600) as place:
+        session = session_of(await place.begin("exp/x", ("w", 3), keep=True))
+        headers = {m.OFFSET: "0"}
+        assert (await place.told("write", b"abc", session=session, headers=headers)).status == 200
+        await place.told("leave", m.Leave(keep=True), session=session)
+        await clock.advance(3600 / 24)
+        assert [name for name in await place.content() if "tmp-" in name], "it may be gone on with"
+
+        await to_thread.run_sync(_age, place.root)
+        await clock.advance(3600 / 24)
+        await _settled(lambda: not any("tmp-" in str(path) for path in place.root.rglob("*")))
+
+
+def _age(root: Path) -> None:
+    """As if an hour had gone by since anything was written."""
+    for path in sorted(root.rglob("*"), reverse=True):
+        at = path.stat().st_mtime - 3601
+        os.utime(path, (at, at))
+
+
+async def _settled(holds: Callable[[], bool]) -> None:
+    """Wait for what a thread is about to do."""
+    with anyio.fail_after(10):
+        while not await to_thread.run_sync(holds):
+            await anyio.lowlevel.checkpoint()
+
+
+# -- a head that cannot be
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "", "10.1.2.3", "head.example", "127.0.0.1.evil"]
+)
+def test_no_head_is_open_to_others_without_tls(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="needs TLS"):
+        PeerServer(str(tmp_path), host=host)
+
+
+async def test_a_root_that_is_missing_is_an_error_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no directory"):
+        async with PeerServer(str(tmp_path / "missing")):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_port_that_is_taken_is_an_error(make: Make, tmp_path: Path) -> None:
+    async with make() as place:
+        port = int(place.head.address.rpartition(":")[2])
+        with pytest.raises(ConfigError, match="choose another"):
+            async with PeerServer(str(place.root), port=port):
+                pass
+        await place.good_push()
+
+
+async def test_a_root_that_goes_away_is_an_error_for_those_who_push(make: Make) -> None:
+    async with make() as place:
+        await to_thread.run_sync(place.root.rmdir)
+        place.check(await place.begin("exp", ("w", 1)), 404, 422, 507)
+        place.check(await place.told("header", {"tree": "exp"}), 404)
+        assert (await place.told("hello")).status == 200
+        await to_thread.run_sync(place.root.mkdir)
+
+
+async def test_the_marker_of_another_root_is_told_and_not_replaced(make: Make) -> None:
+    async with make() as place:
+        first = m.decode((await place.told("mark", m.Mark(tree="", marker=b"mine"))).body, m.Marked)
+        other = m.decode(
+            (await place.told("mark", m.Mark(tree="", marker=b"other"))).body, m.Marked
+        )
+        assert first.marker == other.marker == b"mine"
