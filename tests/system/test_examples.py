@@ -63,6 +63,38 @@ def test_four_ranks_save_one_checkpoint_though_one_of_them_is_killed(tmp_path: P
     assert os.listdir(store) == ["step_000030"]
 
 
+def test_a_trial_goes_on_at_another_node_after_its_worker_was_killed() -> None:
+    path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
+    environ = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "ASYNCSYNC": f"{sys.executable} -m asyncsync",
+    }
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples" / "two_nodes.sh")],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert all("joined; you may pull and push" in line for line in said[:2])
+    assert said[2:] == [
+        "step 2 is saved: head-fsync",
+        "step 4 is saved: head-fsync",
+        "worker 1 died",
+        "goes on from step 4",
+        "step 6 is saved: head-fsync",
+        "step 8 is saved: head-fsync",
+        "step 10 is saved: head-fsync",
+        "trained: {'step': 10, 'weights': 5.0}",
+    ]
+
+
 @pytest.mark.slow
 def test_five_lines_replace_aws_s3_sync(moto: Server) -> None:
     store = f"s3://{moto.bucket()}/run"
