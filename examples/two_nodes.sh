@@ -18,27 +18,27 @@ finish() {
 trap finish EXIT
 unset ASYNCSYNC_JOIN XDG_CONFIG_HOME XDG_STATE_HOME XDG_CACHE_HOME
 on() { # on NODE COMMAND ...: runs a command on a node
-    local home="$nodes/$1"
-    shift
-    (cd "$home" && HOME="$home" "$@")
+    cd "$nodes/$1"
+    HOME="$nodes/$1" exec "${@:2}"
 }
 mkdir "$nodes/head" "$nodes/worker1" "$nodes/worker2" "$nodes/head/trees"
 
 # On the head: set it up and serve. The line that it prints is all that a worker needs. With
 # `--listen 0.0.0.0:7420` other machines reach it.
 mkfifo "$nodes/line"
-on head $command head --init --root trees --listen 127.0.0.1:0 --name 127.0.0.1 -q >"$nodes/line" &
+(on head $command head --init --root trees --listen 127.0.0.1:0 --name 127.0.0.1 -q) >"$nodes/line" &
 head_pid=$!
 read -r line <"$nodes/line"
 
 # On each worker: join. The line comes by standard input, where nobody else sees it.
 for worker in worker1 worker2; do
-    printf '%s\n' "$line" | on $worker $command join -q
+    printf '%s\n' "$line" | (on $worker $command join -q)
 done
 location="$(on head $command head --status -q | head -n 1)"
 
 # Worker 1 trains, and dies without a word while it goes on: `kill -9`, at step 6 of 10.
-on worker1 python3 "$examples/two_nodes.py" "$location/exp/trial_1" --die-at 6 || echo "worker 1 died"
+(on worker1 python3 "$examples/two_nodes.py" "$location/exp/trial_1" --die-at 6) ||
+    echo "worker 1 died"
 
 # Worker 2 takes the trial over: it looks for the newest checkpoint at the head, and trains on.
-on worker2 python3 "$examples/two_nodes.py" "$location/exp/trial_1"
+(on worker2 python3 "$examples/two_nodes.py" "$location/exp/trial_1")
