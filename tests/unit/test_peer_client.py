@@ -665,13 +665,18 @@ async def test_a_plan_of_a_session_that_is_gone_is_made_in_the_next_one(
 
     answers: Answers = {
         "/pushes/*/plan": plan,
+        "/pushes/*/recall": lambda a: reply(a, m.Held(held=[])),
         "/pushes/*/batch": lambda a: reply(a, [DIGEST]),
     }
     async with pushing(answers, monkeypatch) as (client, writer):
         await writer.write_many([(NewFile("new", 3), b"abc")])
         routes = [asked.route for asked in client.head.asked]
 
-    assert routes == ["/pushes", "/pushes/*/plan", "/pushes", "/pushes/*/plan", "/pushes/*/batch"]
+    assert routes == [
+        *("/pushes", "/pushes/*/plan"),
+        *("/pushes", "/pushes/*/recall", "/pushes/*/plan"),
+        "/pushes/*/batch",
+    ]
 
 
 @pytest.mark.parametrize(

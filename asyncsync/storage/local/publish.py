@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import ExitStack, suppress
 
 from ...errors import BusyError, ClashError, ConflictError, IntegrityError, quote_some
@@ -142,11 +142,12 @@ class Attempt:
         return self._durability
 
     def _check_complete(self, manifest: Manifest) -> None:
+        planned = {file.path for file in self.intent.files}
         missing = [
             path
             for path, file in manifest.files.items()
             if path not in self.stage.written
-            and not (self._may_stay(path, file) and _lies_there(self._root, file))
+            and not (self._may_stay(path, file, planned) and _lies_there(self._root, file))
         ]
         if missing:
             raise IntegrityError(
@@ -155,13 +156,16 @@ class Attempt:
                 paths=missing,
             )
 
-    def _may_stay(self, path: str, file: FileEntry) -> bool:
+    def _may_stay(self, path: str, file: FileEntry, planned: Set[str]) -> bool:
         """Whether a file that was not written can be the one that is there.
 
-        In place, the caller may have found it there and compared it.
+        In place, the caller may have found it there and compared it, unless it was going to write
+        it: then it was lost with the stage of a process that died.
         """
         old = self.previous.files.get(path) if self.previous else None
-        return self.intent.in_place or (old is not None and old.digest == file.digest)
+        if old is not None and old.digest == file.digest:
+            return True
+        return self.intent.in_place and path not in planned
 
     def close(self) -> None:
         """Let go; what was not committed disappears."""

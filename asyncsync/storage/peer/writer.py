@@ -38,7 +38,7 @@ class Writer:
         self._numbers = {_key(file): number for number, file in enumerate(self._files)}
         self._stored: dict[int, dict[int, Stored]] = {}
         self._turn = anyio.Lock()
-        self._session, self._over = "", False
+        self._session, self._over, self._stale = "", False, False
         self.resumes = False
 
     # -- life
@@ -70,22 +70,29 @@ class Writer:
 
     async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask; if the head knows nothing of this push any more, begin again and ask once more."""
+        if self._stale:
+            await self._renewed("")
         session = self._session
         try:
             return await ask()
         except GoneError:
-            async with self._turn:
-                if self._session == session:
-                    await self._go_on()
+            await self._renewed(session)
         return await ask()
 
+    async def _renewed(self, session: str) -> None:
+        """Begin again, unless another task has done that since `session` was used."""
+        async with self._turn:
+            if self._stale or self._session == session:
+                await self._go_on()
+
     async def _go_on(self) -> None:
+        self._stale = True  # until all of this is done, if need be by somebody else
         await self.begin()
-        if self._stored and self.resumes:
-            said, self._stored = self._stored, {}
-            await self._recall(said)
+        if self.resumes:  # also when there is nothing to say: what is not asked for is in the way
+            await self._recall(self._stored)
         else:
             self._stored = {}  # a commit says what is missing, and it is sent again
+        self._stale = False
 
     # -- what an interrupted attempt has sent
 
@@ -93,6 +100,7 @@ class Writer:
         self, files: Sequence[tuple[NewFile, Mapping[int, Stored]]]
     ) -> list[frozenset[int]]:
         said = {await self._number(file): dict(chunks) for file, chunks in files}
+        self._stored = {number: dict(chunks) for number, chunks in said.items()}
         held = await self._again(lambda: self._recall(said))
         return [held.get(await self._number(file), frozenset()) for file, _ in files]
 
@@ -101,11 +109,11 @@ class Writer:
         lines = b"".join(m.lines_of(_held_lines(said)))
         answer = await self._link.send("recall", lines, what=what, session=self._session)
         held = {n: frozenset(found) for n, found in self._link.read(m.Held, answer, what).held}
-        for number, found in held.items():
-            chunks = said.get(number, {})
-            if not found <= chunks.keys():
-                raise PermanentError(f"{what}: the head has what nobody sent")
-            self._stored.setdefault(number, {}).update((n, chunks[n]) for n in found)
+        if any(not found <= said.get(number, {}).keys() for number, found in held.items()):
+            raise PermanentError(f"{what}: the head has what nobody sent")
+        self._stored = {
+            number: {n: said[number][n] for n in found} for number, found in held.items()
+        }
         return held
 
     # -- writing
@@ -197,6 +205,8 @@ class Writer:
                 return number
             what = f"add {quote(file.path)} to the plan of {self._where}"
             lines = [line_of(file)]
+            if self._stale:
+                await self._go_on()
             try:
                 answer = await self._link.ask("plan", lines, what=what, session=self._session)
             except GoneError:
