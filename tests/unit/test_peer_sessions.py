@@ -1,0 +1,202 @@
+"""Reads and pushes that are under way: who has them, when they end, and what is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from asyncsync.digest import CHUNK_BYTES, digest
+from asyncsync.errors import BusyError, ConflictError, FormatError, IntegrityError, SlowDownError
+from asyncsync.names import new_attempt
+from asyncsync.peer.sessions import Push, Read, Sessions
+from asyncsync.storage import Block, Intent, NewFile
+from asyncsync.storage.committed import CommittedTrees
+from asyncsync.storage.memory import MemoryObjects
+from asyncsync.testing import FakeClock
+from asyncsync.testing.values import make_manifest, save
+from asyncsync.wire.failures import GoneError
+
+FILES = {"a": b"one", "b": b"two"}
+
+
+class Stage:
+    """Pushes into memory."""
+
+    def __init__(self, sessions: Sessions[Push], clock: FakeClock, store: Any) -> None:
+        self.sessions, self.clock, self.store = sessions, clock, store
+        self.settled: list[Push] = []
+        self.trees = 0
+
+    def push(self, owner: str = "me", files: dict[str, bytes] | None = None, **intent: Any) -> Push:
+        planned = [NewFile(path, len(data)) for path, data in (files or FILES).items()]
+        wanted = Intent(attempt=new_attempt(), files=planned, **intent)
+        self.trees += 1
+        return Push(f"exp/{self.trees}", owner, self.clock, wanted, planned)
+
+
+@asynccontextmanager
+async def stage(most: int = 3) -> AsyncIterator[Stage]:
+    clock = FakeClock()
+    store = CommittedTrees(MemoryObjects(), clock=clock)
+    async with anyio.create_task_group() as group:
+        found = cast("Stage", None)
+
+        async def settle(push: Push) -> None:
+            found.settled.append(push)
+
+        sessions = Sessions[Push](group, store, most=most, idle_s=900, over=settle)
+        found = Stage(sessions, clock, store)
+        with anyio.fail_after(10):
+            yield found
+            await sessions.close()
+
+
+async def test_a_session_is_for_whoever_began_it() -> None:
+    async with stage() as place:
+        push = await place.sessions.begin(place.push("me"))
+
+        assert place.sessions.get(push.number, "me") is push
+        for number, owner in ((push.number, "you"), ("0" * 32, "me")):
+            with pytest.raises(GoneError):
+                place.sessions.get(number, owner)
+
+
+async def test_one_owner_has_so_many_and_another_has_its_own() -> None:
+    async with stage(most=2) as place:
+        first = await place.sessions.begin(place.push("me"))
+        await place.sessions.begin(place.push("me"))
+        with pytest.raises(SlowDownError, match="more than 2"):
+            await place.sessions.begin(place.push("me"))
+        await place.sessions.begin(place.push("you"))
+
+        await first.end()
+        await place.sessions.begin(place.push("me"))
+
+
+async def test_a_session_that_cannot_begin_is_not_there() -> None:
+    async with stage(most=1) as place:
+        push = place.push("me", expect="0" * 64)
+        with pytest.raises(ConflictError):
+            await place.sessions.begin(push)
+
+        assert place.sessions.all == []
+        assert place.settled == [push]
+        await place.sessions.begin(place.push("me"))
+
+
+async def test_who_was_taken_over_hears_that_and_not_that_it_is_gone() -> None:
+    async with stage() as place:
+        old = await place.sessions.begin(place.push("me"))
+        other = await place.sessions.begin(place.push("you"))
+        await place.sessions.fence(lambda one: one.owner == "me")
+
+        with pytest.raises(BusyError, match="taken over"):
+            place.sessions.get(old.number, "me")
+        assert place.sessions.get(other.number, "you") is other
+        assert place.settled == [old]
+
+
+async def test_a_session_ends_when_nobody_has_asked_for_15_minutes() -> None:
+    async with stage() as place:
+        idle = await place.sessions.begin(place.push("me"))
+        busy = await place.sessions.begin(place.push("you"))
+        await place.clock.advance(899)
+        await place.sessions.sweep()
+        assert len(place.sessions.all) == 2
+
+        with busy:
+            await place.clock.advance(1)
+            await place.sessions.sweep()
+            assert place.sessions.all == [busy]
+        with pytest.raises(GoneError):
+            place.sessions.get(idle.number, "me")
+        await place.clock.advance(899)
+        await place.sessions.sweep()
+        assert place.sessions.all == [busy], "the time counts from the end of the last request"
+
+
+async def test_a_commit_answers_again_with_the_same_and_only_with_that() -> None:
+    async with stage() as place:
+        push = await place.sessions.begin(place.push("me"))
+        for number, data in enumerate(FILES.values()):
+            await push.write(number, 0, Block(data), digest(data))
+        manifest = make_manifest(FILES)
+        first = await push.commit(manifest)
+
+        again = place.sessions.get(push.number, "me")
+        assert await again.commit(manifest) == first
+        with pytest.raises(FormatError, match="something else"):
+            await again.commit(make_manifest({"a": b"other"}))
+        assert push.left_bytes == push.left_files == 0
+
+
+async def test_what_arrived_otherwise_than_it_was_sent_has_to_be_sent_again() -> None:
+    async with stage() as place:
+        push = await place.sessions.begin(place.push("me"))
+        for number, data in enumerate(FILES.values()):
+            await push.write(number, 0, Block(data), digest(data if number else b"damaged"))
+        with pytest.raises(IntegrityError, match="sent again") as caught:
+            await push.commit(make_manifest(FILES))
+
+        assert caught.value.paths == ("a",)
+        assert (push.left_bytes, push.left_files) == (3, 1)
+        await push.write(0, 0, Block(b"one"), digest(b"one"))
+        await push.commit(make_manifest(FILES))
+
+
+async def test_what_has_not_arrived_is_counted_once() -> None:
+    async with stage() as place:
+        push = await place.sessions.begin(place.push("me"))
+        assert (push.left_bytes, push.left_files) == (6, 2)
+        for _ in range(3):
+            await push.write(0, 0, Block(b"one"), digest(b"one"))
+        assert (push.left_bytes, push.left_files) == (3, 1)
+
+        push.extend([NewFile("c", 2 * CHUNK_BYTES)])
+        assert (push.left_bytes, push.left_files) == (3 + 2 * CHUNK_BYTES, 2)
+        await push.discard("a")
+        assert (push.left_bytes, push.left_files) == (6 + 2 * CHUNK_BYTES, 3)
+
+
+@pytest.mark.parametrize("blob", [-1, 2, 2**40])
+async def test_a_file_that_is_not_in_the_plan_is_none(blob: int) -> None:
+    async with stage() as place:
+        with pytest.raises(FormatError, match="not in the plan"):
+            place.push().file(blob)
+
+
+async def test_nobody_reads_in_a_session_that_is_over() -> None:
+    clock = FakeClock()
+    store = CommittedTrees(MemoryObjects(), clock=clock)
+    await save(store, "exp", FILES)
+    async with anyio.create_task_group() as group:
+        reads = Sessions[Read](group, store, most=1, idle_s=1)
+        read = await reads.begin(Read("exp", "me", clock, None))
+        assert [file.path for file in read.files] == ["a", "b"]
+        with read.using():
+            pass
+        await read.end()
+
+        with pytest.raises(GoneError):
+            read.using().__enter__()
+        with pytest.raises(GoneError):
+            reads.get(read.number, "me")
+
+
+async def test_only_so_many_that_are_over_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncsync.peer.sessions._REMEMBERED", 2)
+    async with stage() as place:
+        fenced = []
+        for _ in range(3):
+            fenced.append(await place.sessions.begin(place.push()))
+            await place.sessions.fence(lambda _: True)
+
+        with pytest.raises(GoneError):
+            place.sessions.get(fenced[0].number, "me")
+        for push in fenced[1:]:
+            with pytest.raises(BusyError):
+                place.sessions.get(push.number, "me")
