@@ -24,6 +24,8 @@ from .state import Settings, State
 
 __all__ = ["Service", "join_address", "join_string", "serve", "split_address"]
 
+_Stamp = tuple[int, int]
+
 _LOOK_S = 1.0
 _DAY_S = 24 * 3600.0
 _EARLIER_S = 30 * _DAY_S  # a certificate that ends within that time is made anew
@@ -84,6 +86,7 @@ async def serve(
         stack.callback(threads.close)
         await threads.run(state.lock)
         stack.callback(state.release)
+        seen = await threads.run(_stamp, state)  # first: what changes from here on is taken up
         keys, made, tls = await threads.run(partial(_prepare, state, names, clock.now()))
         onward = None
         if service.forward is not None:
@@ -127,7 +130,7 @@ async def serve(
             )
         )
         fresh = _Fresh(server, state, threads, clock, listen)
-        async with beside(partial(fresh.keep, names, made, tls)):
+        async with beside(partial(fresh.keep, seen, names, made, tls)):
             yield settings
 
 
@@ -148,10 +151,13 @@ class _Fresh:
         self._clock, self._listen = clock, listen
 
     async def keep(
-        self, names: list[str], made: Certificates | None, tls: ssl.SSLContext | None
+        self,
+        seen: _Stamp | None,
+        names: list[str],
+        made: Certificates | None,
+        tls: ssl.SSLContext | None,
     ) -> None:
         """Look again and again; ends by cancellation."""
-        seen = await self._threads.run(_stamp, self._state)
         renew_at = made.expires_at - _EARLIER_S if made else None
         while True:
             await self._clock.sleep(_LOOK_S)
@@ -190,7 +196,7 @@ class _Fresh:
         return found
 
 
-def _stamp(state: State) -> tuple[int, int] | None:
+def _stamp(state: State) -> _Stamp | None:
     """Changes when the keys do."""
     try:
         found = os.stat(state.key_file)
