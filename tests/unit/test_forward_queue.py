@@ -31,7 +31,7 @@ from asyncsync.testing import FakeClock
 
 pytestmark = pytest.mark.one_loop
 
-Errors = Callable[[str, str], BaseException | None]
+Errors = Callable[[str, str], BaseException | anyio.Event | None]
 
 
 class Heard(list[HeadEvent]):
@@ -53,14 +53,17 @@ class Heard(list[HeadEvent]):
 
 
 class Faulty:
-    """A TreeStore that asks before and after every call whether it fails."""
+    """A TreeStore that asks before and after every call whether it fails, or what it waits for."""
 
     def __init__(self, inner: Any, fault: Errors) -> None:
         self._inner, self._fault = inner, fault
 
-    def _meet(self, when: str, name: str) -> None:
-        if (error := self._fault(when, name)) is not None:
-            raise error
+    async def _meet(self, when: str, name: str) -> None:
+        found = self._fault(when, name)
+        if isinstance(found, anyio.Event):
+            await found.wait()
+        elif found is not None:
+            raise found
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
@@ -68,16 +71,16 @@ class Faulty:
             return found
 
         async def call(*args: Any, **options: Any) -> Any:
-            self._meet("before", name)
+            await self._meet("before", name)
             result = await found(*args, **options)
-            self._meet("after", name)
+            await self._meet("after", name)
             return result
 
         return call
 
     @asynccontextmanager
     async def begin(self, *args: Any) -> AsyncIterator[Any]:
-        self._meet("before", "begin")
+        await self._meet("before", "begin")
         async with self._inner.begin(*args) as writer:
             yield Faulty(writer, self._fault)
 
@@ -262,6 +265,55 @@ async def test_a_new_version_does_not_wait_for_the_pause_of_the_last_one(place: 
         await place.idle(forwarding)
 
     assert await place.identity("t", place.cloud) == await place.identity("t", place.root)
+
+
+async def test_what_is_committed_while_the_version_before_is_carried_on_follows_it(
+    place: Place,
+) -> None:
+    entered, gate = anyio.Event(), anyio.Event()
+
+    def hold(when: str, name: str) -> anyio.Event | None:
+        if (when, name) != ("before", "commit"):
+            return None
+        entered.set()
+        return gate
+
+    first = await place.commit("t", "one", kind="rolling")
+    async with place.forwarding(hold) as forwarding:
+        await entered.wait()
+        second = await place.commit("t", "two", kind="rolling")
+        await forwarding.queue("t", second)
+        gate.set()
+        await place.idle(forwarding)
+
+    assert [e.identity for e in place.heard if isinstance(e, Forwarded)] == [first, second]
+    assert await place.identity("t", place.cloud) == second
+
+
+async def test_a_version_that_came_during_an_attempt_does_not_wait_because_that_failed(
+    place: Place,
+) -> None:
+    entered, gate = anyio.Event(), anyio.Event()
+
+    def hold(when: str, name: str) -> BaseException | anyio.Event | None:
+        if name != "commit" or place.heard:
+            return None
+        if when == "before":
+            entered.set()
+            return gate
+        return AccessDeniedError("no")
+
+    await place.commit("t", "one", kind="rolling")
+    async with place.forwarding(hold) as forwarding:
+        await entered.wait()
+        await forwarding.queue("t", await place.commit("t", "two", kind="rolling"))
+        gate.set()
+        event = await place.heard.until(1)
+        await place.idle(forwarding)
+
+    assert isinstance(event, NotForwarded)
+    assert (event.permanent, event.wait_s) == (True, 0)
+    assert (place.cloud / "t" / "w").read_text() == "two"
 
 
 async def test_what_a_disk_has_changed_is_not_carried_on(place: Place) -> None:
