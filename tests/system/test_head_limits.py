@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -127,6 +130,52 @@ async def test_thousands_of_idle_connections_are_closed_and_the_head_goes_on(mak
                     async with line as one_more:
                         assert await one_more.ended()
         await place.good_push()
+
+
+@pytest.mark.slow
+async def test_without_descriptors_nobody_comes_in_and_then_they_do(make: Make) -> None:
+    async with make() as place, place.line() as early:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # it says so each time
+        await early.send(request("GET", HELLO, token=place.token))
+        assert await early.answer()
+        host, _, port = place.head.address.rpartition(":")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket() as late:
+            late.setblocking(False)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                late.connect_ex((host, int(port)))
+                for _ in range(100):
+                    await anyio.lowlevel.checkpoint()
+                await early.send(request("GET", HELLO, token=place.token))
+                assert await early.answer(), "who is there is answered"
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await place.good_push()
+            late.send(request("GET", HELLO, token=place.token))
+            with anyio.fail_after(10):
+                await anyio.wait_readable(late)
+                assert late.recv(12) == b"HTTP/1.1 200"
+
+
+async def test_who_sends_and_never_listens_is_not_listened_to_either(make: Make) -> None:
+    async with make() as place:
+        host, _, port = place.head.address.rpartition(":")
+        flood = request("GET", HELLO, token=place.token) * 100
+        with socket.socket() as raw:
+            raw.setblocking(False)
+            raw.connect_ex((host, int(port)))
+            await anyio.wait_writable(raw)
+            sent = stuck = 0
+            while stuck < 500:
+                try:
+                    sent += raw.send(flood)
+                    stuck = 0
+                except BlockingIOError:
+                    stuck += 1
+                await anyio.lowlevel.checkpoint()
+                assert sent < 64 * MIB, "all of it was taken in"
+            await place.good_push()
 
 
 # -- bodies
@@ -418,6 +467,36 @@ async def _settled(holds: Callable[[], bool]) -> None:
     with anyio.fail_after(10):
         while not await to_thread.run_sync(holds):
             await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.root
+async def test_a_disk_that_is_full_is_507_and_nothing_of_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(disk_reserve_bytes=0, disk_reserve_ratio=0)
+    async with mounted(tmp_path / "disk") as disk:
+        async with raw_head(disk, monkeypatch, limits=limits) as place:
+            place.check(await place.begin("exp", ("w", 2 * MIB)), 507)
+            monkeypatch.setattr(Space, "_look", lambda _: Room(2**40))  # another program is quicker
+            session = session_of(await place.begin("exp", ("w", 2 * MIB)))
+            answer = await place.told(
+                "write", bytes(2 * MIB), session=session, headers={m.OFFSET: "0"}
+            )
+            place.check(answer, 507)
+            assert (await place.told("leave", m.Leave(), session=session)).status == 200
+            assert set(await place.content()) == {"canary", "root"}
+            await place.good_push()
+
+
+@asynccontextmanager
+async def mounted(folder: Path) -> AsyncIterator[Path]:
+    """A file system of one MiB."""
+    await to_thread.run_sync(folder.mkdir)
+    await anyio.run_process(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)])
+    try:
+        yield folder
+    finally:
+        await anyio.run_process(["umount", str(folder)])
 
 
 # -- a head that cannot be
