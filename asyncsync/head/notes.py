@@ -82,10 +82,9 @@ class Notes:
     def _read(self, path: Path) -> Note | None:
         try:
             text = read_private(path)
-            note = None if text is None else msgspec.json.decode(text, type=Note)
+            return None if text is None else msgspec.json.decode(text, type=Note)
         except (ConfigError, msgspec.MsgspecError, ValueError, RecursionError):
             return None
-        return note if note is not None and path == self._path(note.tree) else None
 
     def write(self, note: Note) -> None:
         """Note it, durably.
