@@ -60,13 +60,16 @@ class Notes:
         self._directory = self._above / digest(str(place).encode())[:32]
 
     def open(self) -> None:
-        """Make the directory, if it is not there.
+        """Make the directory if it is not there, and remove what a crash has left in it.
 
         Raises:
             ConfigError: it cannot be made, or others may enter it.
         """
         open_private_directory(self._above)
         open_private_directory(self._directory)
+        for name in os.listdir(self._directory):
+            if name.startswith("."):
+                os.unlink(self._directory / name)
 
     def load(self) -> dict[str, Note]:
         """All notes by tree, the one that was written first in front."""

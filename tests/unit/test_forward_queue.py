@@ -401,6 +401,18 @@ async def test_a_damaged_note_counts_as_none(place: Place) -> None:
     assert place.heard[-1].sent_bytes == 0  # type: ignore[union-attr]
 
 
+async def test_what_a_kill_left_of_a_note_is_removed(place: Place) -> None:
+    async with place.forwarding():
+        pass
+    [directory] = (place.state / "forward").iterdir()
+    (directory / ".t.json.0011").write_text('{"v":')
+
+    async with place.forwarding():
+        pass
+
+    assert os.listdir(directory) == []
+
+
 async def test_another_place_gets_everything_anew(place: Place, tmp_path: Path) -> None:
     await place.commit("t", "one")
     async with place.forwarding() as forwarding:
