@@ -12,6 +12,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
+from ..concurrency import Budget
 from ..errors import (
     AccessDeniedError,
     AsyncSyncError,
@@ -103,7 +104,7 @@ class Application:
 
     def __init__(self, head: Head, guard: Guard) -> None:
         self._head, self._guard = head, guard
-        self._queues = Queues(head.limits.max_connections_per_token)
+        self._queues = Queues(head.limits.max_connections_per_token, head.share_bytes)
 
     async def respond(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to a request. Never an error."""
@@ -131,15 +132,15 @@ class Application:
             raise NotFoundError("there is no such request")
         _check_frame(request, asked.route)
         if "public" in asked.route.needs:
-            return await self._handle(request, _NOBODY, asked)
+            return await self._handle(request, _NOBODY, asked, Budget(0))
         claims = self._admit(request, asked.route)
-        async with self._queues.turn(claims.id):
-            return await self._handle(request, claims, asked)
+        async with self._queues.turn(claims.id) as share:
+            return await self._handle(request, claims, asked, share)
 
     async def _handle(
-        self, request: web.BaseRequest, claims: Claims, asked: Found
+        self, request: web.BaseRequest, claims: Claims, asked: Found, share: Budget
     ) -> Answer | web.StreamResponse:
-        call = Call(request, claims, asked.route, asked.session, asked.blob)
+        call = Call(request, claims, asked.route, share, asked.session, asked.blob)
         return await HANDLERS[asked.name](self._head, call)
 
     def _admit(self, request: web.BaseRequest, route: m.Route) -> Claims:

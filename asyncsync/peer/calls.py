@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
 from ..clock import Clock
-from ..concurrency import ByteBudget, Threads
+from ..concurrency import Budget, ByteBudget, Threads
 from ..errors import ConfigError, FormatError
 from ..manifest import MAX_FILE_BYTES, Manifest, encode
 from ..names import check_path
@@ -58,6 +59,7 @@ class Head:
     limits: Limits
     threads: Threads
     memory: ByteBudget
+    memory_bytes: int
     bodies: Bodies
     space: Space
     reads: Sessions[Read]
@@ -74,6 +76,11 @@ class Head:
     renew: Callable[[Secret], Secret]
 
     @property
+    def share_bytes(self) -> int:
+        """What of the memory one token may hold: half of it is always there for the others."""
+        return self.memory_bytes // 2
+
+    @property
     def announced_bytes(self) -> int:
         """What is going to arrive."""
         return sum(push.left_bytes for push in self.pushes.all)
@@ -83,12 +90,21 @@ class Call(NamedTuple):
     """A request that may be answered.
 
     Attributes:
+        share: of the memory of the head, for all requests with its token.
         number, blob: of the session and of the file that it names.
     """
+
+    @asynccontextmanager
+    async def memory(self, head: Head, size_bytes: int) -> AsyncIterator[None]:
+        """Hold that much; a body that is larger than the share of a token holds that."""
+        size_bytes = min(size_bytes, head.share_bytes)
+        async with self.share.borrow(size_bytes), head.memory.borrow(size_bytes):
+            yield
 
     request: web.BaseRequest
     claims: Claims
     route: m.Route
+    share: Budget
     number: str = ""
     blob: int = 0
 

@@ -39,7 +39,7 @@ _BATCH_BYTES = CHUNK_BYTES + 64 * KIB
 
 async def begin(head: Head, call: Call) -> Answer:
     length = length_of(call.request, head.limits.max_manifest_bytes)
-    async with head.memory.borrow(length):
+    async with call.memory(head, length):
         asked, planned = await _plan(head, call, length)
     tree = asked.tree
     intent = Intent(
@@ -163,7 +163,7 @@ async def write(head: Head, call: Call) -> Answer:
         length = length_of(call.request, size)
         if length != (size if extents is None else sum(end - at for at, end in extents)):
             raise FormatError("a part of another length than it has in the plan")
-        async with head.memory.buffer(size) as buffer:
+        async with call.share.borrow(size), head.memory.buffer(size) as buffer:
             if extents is None:
                 await head.bodies.fill(call.request, buffer)
             else:
@@ -195,7 +195,7 @@ async def write_many(head: Head, call: Call) -> Answer:
     push = call.session(head.pushes)
     with push:
         length = length_of(call.request, _BATCH_BYTES)
-        async with head.memory.borrow(length):
+        async with call.memory(head, length):
             body = memoryview(bytearray(length))
             await head.bodies.fill(call.request, body)
             batch = m.split_batch(body, [file.size_bytes for file in push.files])
@@ -218,7 +218,7 @@ async def commit(head: Head, call: Call) -> Answer:
     push = call.session(head.pushes)
     with push:
         length = length_of(call.request, head.limits.max_manifest_bytes)
-        async with head.memory.borrow(length):
+        async with call.memory(head, length):
             text = await head.bodies.whole(call.request, length)
             whole = await head.threads.run(lambda: decode(text.splitlines(keepends=True)))
         durability = await push.commit(whole)

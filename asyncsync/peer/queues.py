@@ -13,17 +13,21 @@ __all__ = ["Queues"]
 class _Queue:
     """Of one token."""
 
-    __slots__ = ("budget", "requests")
+    __slots__ = ("memory", "requests", "turns")
 
-    def __init__(self, most: int) -> None:
-        self.budget, self.requests = Budget(most), 0
+    def __init__(self, most: int, memory_bytes: int) -> None:
+        self.turns, self.memory, self.requests = Budget(most), Budget(memory_bytes), 0
 
 
 class Queues:
-    """Of each token at most `most` requests are answered at once; the others wait, in order."""
+    """Of each token at most `most` requests are answered at once; the others wait, in order.
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    Args:
+        memory_bytes: what all bodies of one token may hold: who sends slowly holds it for long.
+    """
+
+    def __init__(self, most: int, memory_bytes: int) -> None:
+        self._most, self._memory_bytes = most, memory_bytes
         self._queues: dict[str, _Queue] = {}
 
     @property
@@ -32,13 +36,13 @@ class Queues:
         return len(self._queues)
 
     @asynccontextmanager
-    async def turn(self, token: str) -> AsyncIterator[None]:
-        """Be answered for the length of the block."""
-        queue = self._queues.setdefault(token, _Queue(self._most))
+    async def turn(self, token: str) -> AsyncIterator[Budget]:
+        """Be answered for the length of the block; yields the share of memory of that token."""
+        queue = self._queues.setdefault(token, _Queue(self._most, self._memory_bytes))
         queue.requests += 1
         try:
-            async with queue.budget.borrow():
-                yield
+            async with queue.turns.borrow():
+                yield queue.memory
         finally:
             queue.requests -= 1
             if not queue.requests:

@@ -43,7 +43,7 @@ async def read(head: Head, call: Call) -> Answer | web.StreamResponse:
     with session:
         file = session.file(call.blob)
         start, end = _range(call.request, file)
-        async with head.memory.buffer(end - start) as buffer:
+        async with call.share.borrow(end - start), head.memory.buffer(end - start) as buffer:
             with session.using():
                 block = await session.reader.read(file, start, end, buffer)
             headers = {"Content-Range": f"bytes {start}-{end - 1}/{file.size_bytes}"}
@@ -65,7 +65,7 @@ async def read_many(head: Head, call: Call) -> Answer | web.StreamResponse:
                 f"{len(wanted)} files of {size_bytes} bytes; a batch has at most {_BATCH_FILES} "
                 f"and {_BATCH_BYTES} bytes"
             )
-        async with head.memory.borrow(size_bytes):
+        async with call.memory(head, size_bytes):
             with session.using():
                 data = await session.reader.read_many(wanted)
             return await head.bodies.send(call.request, [memoryview(one) for one in data])

@@ -182,6 +182,7 @@ class PeerServer:
             limits=self._limits,
             threads=threads,
             memory=ByteBudget(self._memory_bytes),
+            memory_bytes=self._memory_bytes,
             bodies=bodies,
             space=Space(root, threads, self._limits),
             reads=reads,

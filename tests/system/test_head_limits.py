@@ -281,6 +281,39 @@ async def test_one_token_does_not_keep_the_others_waiting(make: Make) -> None:
         assert await waiting.answer()
 
 
+async def test_one_token_does_not_hold_all_of_the_memory(make: Make) -> None:
+    async with make(settings={"memory_bytes": 2 * CHUNK_BYTES}) as place:
+        plan = [(f"w{number}", CHUNK_BYTES) for number in range(4)]
+        session = session_of(await place.begin("exp", *plan))
+        async with AsyncExitStack() as stack:
+            for number in range(4):
+                line = await stack.enter_async_context(place.line())
+                target = m.ROUTES["write"].url(session, number)
+                headers = {"Content-Length": str(CHUNK_BYTES), m.OFFSET: "0"}
+                await line.send(request("PATCH", target, b"x", token=place.token, headers=headers))
+                await _taken_in(line)
+
+            other = place.head.token("other")
+            session = session_of(await place.begin("other", ("w", CHUNK_BYTES), token=other))
+            headers = {m.OFFSET: "0"}
+            data = bytes(CHUNK_BYTES)
+            answer = await place.told("write", data, session=session, token=other, headers=headers)
+            assert answer.status == 200
+
+
+async def test_a_batch_is_read_up_to_its_limit_and_no_further(make: Make) -> None:
+    async with make() as place:
+        for name, size in (("large", CHUNK_BYTES + MIB), ("small", 1)):
+            await to_thread.run_sync((place.root / name).touch)
+            await to_thread.run_sync(os.truncate, place.root / name, size)
+        opened = await place.told("open", m.Open(tree=""))
+        session = m.decode(opened.body, m.Opened).session
+        for blobs in ([0], [0, 1], [1] * 4097):
+            place.check(await place.told("read_many", m.Blobs(blobs=blobs), session=session), 422)
+        answer = await place.told("read_many", m.Blobs(blobs=[1] * 4096), session=session)
+        assert answer.body == bytes(4096)
+
+
 # -- tokens that are not good
 
 

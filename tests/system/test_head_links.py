@@ -147,6 +147,22 @@ async def test_a_link_on_the_way_is_refused_by_its_name_and_not_by_its_target(
         assert f"{link} is a link" in str(caught.value)
 
 
+async def test_a_link_that_is_there_when_a_directory_is_made_is_not_followed(
+    store: TreeStore, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(name: str, mode: int = 0o777, *, dir_fd: int) -> None:
+        os.symlink(outside, name, dir_fd=dir_fd)
+        raise FileExistsError(name)
+
+    before = await to_thread.run_sync(content, outside)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", late)
+        with pytest.raises(AsyncSyncError):
+            await save(store, TREE, {"weights": DATA})
+
+    assert await to_thread.run_sync(content, outside) == before
+
+
 async def test_a_link_among_the_trees_is_not_found(
     store: TreeStore, tmp_path: Path, outside: Path
 ) -> None:

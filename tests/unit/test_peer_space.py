@@ -57,7 +57,7 @@ async def test_a_root_that_is_gone_is_an_error_that_does_not_say_where(tmp_path:
 
 
 async def test_a_turn_comes_in_the_order_of_asking_and_each_token_has_its_own() -> None:
-    queues, done = Queues(1), list[str]()
+    queues, done = Queues(1, 10), list[str]()
     gate = anyio.Event()
 
     async def ask(token: str, name: str) -> None:
@@ -80,7 +80,7 @@ async def test_a_turn_comes_in_the_order_of_asking_and_each_token_has_its_own() 
 
 
 async def test_who_gives_up_waiting_leaves_the_queue() -> None:
-    queues, gate = Queues(1), anyio.Event()
+    queues, gate = Queues(1, 10), anyio.Event()
 
     async def hold() -> None:
         async with queues.turn("a"):
