@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from asyncsync.concurrency import Threads
+from asyncsync.errors import IntegrityError
 from asyncsync.peer import PeerServer
 from asyncsync.peer.certificates import Certificates, prepare_certificates, server_context
-from asyncsync.storage import TreeStore
+from asyncsync.storage import Intent, NewFile, TreeStore
 from asyncsync.storage.peer import open_trees
+from asyncsync.testing.values import load, make_manifest, save
 from asyncsync.wire.claims import Operation
 from asyncsync.wire.joining import Join
 
@@ -40,6 +42,24 @@ class TestPeer(OnDisk):
         yield store
         await store.aclose()
         threads.close()
+
+    async def test_what_was_announced_and_never_came_is_missing_though_a_file_of_that_size_is_there(
+        self, store: TreeStore
+    ) -> None:
+        old = await save(store, "tree", {"a": b"old", "b": b"b"}, in_place=True)
+        new = make_manifest({"a": b"new", "b": b"b"}, kind="rolling")
+        intent = Intent(
+            attempt=new.header.attempt,
+            expect=old.identity,
+            in_place=True,
+            files=(NewFile("a", 3),),
+        )
+        async with store.begin("tree", intent) as writer:
+            with pytest.raises(IntegrityError) as caught:
+                await writer.commit(new)
+
+        assert caught.value.paths == ("a",)
+        assert await load(store, "tree") == {"a": b"old", "b": b"b"}
 
 
 @pytest.fixture(scope="module")

@@ -210,17 +210,24 @@ def _work(order: dict[str, Any]) -> None:
     asyncio.run(act(order))
 
 
+def _child(order: dict[str, Any]) -> None:
+    status = 1
+    try:
+        _work(order)
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        raise
+    finally:
+        os._exit(status)
+
+
 def _main() -> None:
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
             print("pid", os.getpid(), flush=True)
-            try:
-                _work(json.loads(line))
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-                os._exit(1)
-            os._exit(0)
+            _child(json.loads(line))
         _, status = os.waitpid(pid, 0)
         print("ended", os.waitstatus_to_exitcode(status), flush=True)
 

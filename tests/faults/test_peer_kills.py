@@ -14,6 +14,7 @@ from shutil import rmtree
 import anyio
 import pytest
 from anyio import to_thread
+from anyio.lowlevel import checkpoint
 
 from asyncsync.concurrency import Threads
 from asyncsync.digest import digest
@@ -47,7 +48,7 @@ async def _ended(place: PeerPlace) -> None:
     """Wait until the head has dealt with what it was asked by whoever is gone."""
     with anyio.fail_after(20):
         while any(session.requests for those in place.sessions for session in those.all):
-            await anyio.sleep(0.001)
+            await checkpoint()
 
 
 async def _look(root: Path, tree: str) -> Tree | None:
