@@ -293,14 +293,15 @@ async def test_one_token_does_not_hold_all_of_the_memory(make: Make) -> None:
                 await line.send(request("PATCH", target, b"x", token=place.token, headers=headers))
                 await _taken_in(line)
 
-            other = place.head.token("other")
-            session = session_of(await place.begin("other", ("w", CHUNK_BYTES), token=other))
-            headers = {m.OFFSET: "0"}
-            data = bytes(CHUNK_BYTES)
-            status = 0
+            token, status = place.head.token("other"), 0
             with anyio.move_on_after(10):
+                begun = await place.begin("other", ("w", CHUNK_BYTES), token=token)
                 wrote = await place.told(
-                    "write", data, session=session, token=other, headers=headers
+                    "write",
+                    bytes(CHUNK_BYTES),
+                    session=session_of(begun),
+                    token=token,
+                    headers={m.OFFSET: "0"},
                 )
                 status = wrote.status
             assert status == 200, "it waits for memory that another token holds"
