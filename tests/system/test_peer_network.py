@@ -66,7 +66,7 @@ class Node:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return str(done.stdout)
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -87,7 +87,7 @@ def _set_up(node: Node, listen: str, *names: str) -> str:
         "--state", node.folder / "state", "--quiet",
     )  # fmt: skip
     (line,) = re.findall(r"asj1\.\S+", said)
-    return line
+    return str(line)
 
 
 def _serve(node: Node, listen: str) -> list[str]:
