@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -29,7 +29,7 @@ from ..events import ignore
 from ..location import Location
 from ..manifest import Header
 from ..storage import Stores, TreeStore, check_scheme
-from ..storage.local import LocalTrees
+from ..storage.local import HeldRoot, LocalTrees
 from ..syncing import check_overlap
 from ..transfer import Bounds, Engine
 from .carrying import Carried, Carrier
@@ -95,16 +95,19 @@ class Forwarding:
         check_place(root, place)
         clock = clock or SystemClock()
         threads, notes = Threads(8), Notes(state, place)
-        stores = Stores(threads=threads, clock=clock)
+        stores, undo = Stores(threads=threads, clock=clock), AsyncExitStack()
         try:
             root = await threads.run(os.path.realpath, root)
+            # As a head serves them: others may write below the root, and no link leads out of it.
+            source = LocalTrees(await threads.run(HeldRoot, root), threads)
+            undo.push_async_callback(source.aclose)
             await threads.run(notes.open)
             above = place.path.strip("/")
             if target is None:
                 target, above = await stores.open(place, ignore)
             carrier = Carrier(
                 root=root.rstrip("/"),
-                source=LocalTrees(root, threads),
+                source=source,
                 place=place,
                 target=target,
                 above=above,
@@ -122,6 +125,7 @@ class Forwarding:
         finally:
             with anyio.CancelScope(shield=True):
                 await stores.aclose()
+                await undo.aclose()
             threads.close()
 
     # -- what a head asks
