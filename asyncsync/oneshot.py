@@ -248,12 +248,10 @@ def _find_marker(path: str) -> None:
 
 async def _refuse_no_push(location: Location) -> None:
     hello = await _ask_head(location)
-    inside = not hello.scope or f"{location.path}/".startswith(f"{hello.scope}/")
-    if "push" not in hello.operations or not inside:
-        tree = quote(hello.scope) if hello.scope else "everything"
+    if "push" not in hello.operations:  # how far it reaches, the head has looked at
         raise AccessDeniedError(
-            f"its token is for {' and '.join(hello.operations)} of {tree}; take another join "
-            "string from `asyncsync head --token` there"
+            f"its token lets it {' and '.join(hello.operations)}; take another join string from "
+            "`asyncsync head --token` there"
         )
 
 

@@ -362,7 +362,7 @@ async def test_a_tree_that_was_deleted_meanwhile_is_told_and_forgotten(place: Pl
         await place.clock.advance(1)
         await place.idle(forwarding)
 
-    assert place.heard[-1] == Vanished(tree="t")
+    assert Vanished(tree="t") in place.heard  # a look at the whole root may have met the delete
     assert (await place.notes()) == {}
 
 
