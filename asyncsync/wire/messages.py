@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Literal, TypeVar
 
 import msgspec
 
-from ..digest import CHUNK_BYTES
 from ..errors import FormatError
 from ..names import path_from_json, path_to_json
+from .routes import BASE, ROUTES, VERSION, Need, Route
 
 __all__ = [
     "BASE",
@@ -23,7 +23,6 @@ __all__ = [
     "TOTAL",
     "VERSION",
     "VERSION_HEADER",
-    "Batch",
     "Begin",
     "Begun",
     "Blobs",
@@ -61,17 +60,10 @@ __all__ = [
     "Window",
     "decode",
     "encode",
-    "extents_of",
-    "extents_text",
-    "join_batch",
     "lines_of",
     "path_of",
-    "split_batch",
     "text_of",
 ]
-
-VERSION = 1
-BASE = f"/asyncsync/{VERSION}"
 
 VERSION_HEADER = "Asyncsync-Version"
 REQUEST_ID = "Asyncsync-Request"
@@ -81,66 +73,7 @@ TOTAL = "Asyncsync-Total"
 DURABILITY = "Asyncsync-Durability"
 CONTENT_TYPE = "application/vnd.asyncsync"
 
-Need = Literal["push", "pull", "list", "delete", "any", "public"]
-"""What a token has to allow: one operation, any at all, or none because nobody has one yet."""
-
 T = TypeVar("T")
-
-
-class Route(NamedTuple):
-    """A request that a head knows.
-
-    Attributes:
-        path: below `BASE`; `{session}` is 32 hexadecimal digits, `{blob}` a number from 0.
-        needs: any of these operations.
-        changes: a head that is read-only refuses it.
-    """
-
-    method: str
-    path: str
-    needs: tuple[Need, ...]
-    changes: bool = False
-
-    @property
-    def has_body(self) -> bool:
-        """Whether such a request says more than its head."""
-        return self.method != "GET" and self.path != "/reads/{session}"
-
-    def url(self, session: str = "", blob: int = 0) -> str:
-        """The path of one request."""
-        return BASE + self.path.replace("{session}", session).replace("{blob}", str(blob))
-
-
-ROUTES: dict[str, Route] = {
-    "hello": Route("GET", "/", ("any",)),
-    "authority": Route("GET", "/authority", ("public",)),
-    "renew": Route("POST", "/renew", ("any",)),
-    "manifest": Route("POST", "/manifest", ("pull", "push")),
-    "header": Route("POST", "/header", ("pull", "push", "list")),
-    "find": Route("POST", "/find", ("list", "pull", "push")),
-    "glance": Route("POST", "/glance", ("list", "pull", "push")),
-    "files": Route("POST", "/files", ("list", "pull")),
-    "confirm": Route("POST", "/confirm", ("push",), changes=True),
-    "delete": Route("POST", "/delete", ("delete",), changes=True),
-    "clean": Route("POST", "/clean", ("delete",), changes=True),
-    "mark": Route("POST", "/mark", ("push",), changes=True),
-    "probe": Route("POST", "/probe", ("push", "list"), changes=True),
-    "part": Route("POST", "/part", ("push",)),
-    "gather": Route("POST", "/gather", ("push",), changes=True),
-    "open": Route("POST", "/reads", ("pull",)),
-    "read": Route("GET", "/reads/{session}/blobs/{blob}", ("pull",)),
-    "read_many": Route("POST", "/reads/{session}/batch", ("pull",)),
-    "close": Route("DELETE", "/reads/{session}", ("pull",)),
-    "turn": Route("POST", "/turns", ("pull",)),
-    "begin": Route("POST", "/pushes", ("push",), changes=True),
-    "plan": Route("POST", "/pushes/{session}/plan", ("push",), changes=True),
-    "recall": Route("POST", "/pushes/{session}/recall", ("push",), changes=True),
-    "write": Route("PATCH", "/pushes/{session}/blobs/{blob}", ("push",), changes=True),
-    "write_many": Route("POST", "/pushes/{session}/batch", ("push",), changes=True),
-    "discard": Route("POST", "/pushes/{session}/discard", ("push",), changes=True),
-    "commit": Route("POST", "/pushes/{session}/commit", ("push",), changes=True),
-    "leave": Route("DELETE", "/pushes/{session}", ("push",), changes=True),
-}
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True):
@@ -431,71 +364,6 @@ def lines_of(messages: Iterable[object]) -> Iterator[bytes]:
     """Messages as lines of text."""
     for message in messages:
         yield encode(message) + b"\n"
-
-
-# -- bytes of several blobs in one body
-
-
-class Batch(NamedTuple):
-    """Blobs and their bytes."""
-
-    blobs: Sequence[int]
-    data: Sequence[memoryview]
-
-
-_COUNT_BYTES = 4
-_MAX_BLOBS = 4096
-
-
-def join_batch(blobs: Sequence[int]) -> bytes:
-    """What stands before the bytes of several blobs: how many, and which."""
-    return b"".join(number.to_bytes(_COUNT_BYTES, "big") for number in (len(blobs), *blobs))
-
-
-def split_batch(body: memoryview, sizes: Sequence[int]) -> Batch:
-    """Take a body apart.
-
-    Args:
-        sizes: of all blobs of the plan, by number.
-
-    Raises:
-        FormatError: it is not as long as it should be, or names blobs that are not known.
-    """
-    count = int.from_bytes(body[:_COUNT_BYTES], "big")
-    start = _COUNT_BYTES * (count + 1)
-    if not 0 < count <= _MAX_BLOBS or len(body) < start:
-        raise FormatError("a batch whose head makes no sense")
-    blobs = [int.from_bytes(body[at : at + 4], "big") for at in range(4, start, _COUNT_BYTES)]
-    if any(blob >= len(sizes) for blob in blobs) or len(set(blobs)) < count:
-        raise FormatError("a batch with a blob that is not in its plan, or is in it twice")
-    data = list[memoryview]()
-    for blob in blobs:
-        data.append(body[start : start + sizes[blob]])
-        start += sizes[blob]
-    if start != len(body):
-        raise FormatError("a batch that is not as long as its blobs are together")
-    return Batch(blobs, data)
-
-
-def extents_text(extents: Sequence[tuple[int, int]]) -> str:
-    """Ranges of a chunk as a header: `0-4096,8192-12288`; ends are exclusive."""
-    return ",".join(f"{start}-{end}" for start, end in extents)
-
-
-def extents_of(text: str, size_bytes: int) -> tuple[tuple[int, int], ...]:
-    """Read such a header. FormatError: they overlap, are out of order, or beyond the chunk."""
-    found = list[tuple[int, int]]()
-    at = 0
-    for one in text.split(",") if text else ():
-        start, _, end = one.partition("-")
-        if not (start.isascii() and start.isdigit() and end.isascii() and end.isdigit()):
-            raise FormatError("ranges that are none")
-        pair = int(start[:19]), int(end[:19])
-        if not at <= pair[0] < pair[1] <= min(size_bytes, CHUNK_BYTES):
-            raise FormatError("ranges that are not in order, or not in their chunk")
-        at = pair[1]
-        found.append(pair)
-    return tuple(found)
 
 
 def path_of(text: Text) -> str:
