@@ -13,6 +13,7 @@ from ..manifest import Header, decode
 from ..storage import Block, Intent, NewFile, Stored
 from ..units import KIB, MIB
 from ..wire import messages as m
+from ..wire.framing import extents_of, split_batch
 from ..wire.limits import Limits
 from .bodies import length_of, split_lines
 from .calls import Answer, Call, Head, answer, group_of, message, new_file, text_of, window
@@ -198,7 +199,7 @@ async def write_many(head: Head, call: Call) -> Answer:
         async with call.memory(head, length):
             body = memoryview(bytearray(length))
             await head.bodies.fill(call.request, body)
-            batch = m.split_batch(body, [file.size_bytes for file in push.files])
+            batch = split_batch(body, [file.size_bytes for file in push.files])
             found = await head.threads.run(lambda: [digest(one) for one in batch.data])
             wanted = [push.file(blob) for blob in batch.blobs]
             found = await push.write_many(list(zip(wanted, batch.data, found, strict=True)))
@@ -278,4 +279,4 @@ def _offset(request: web.BaseRequest) -> int:
 
 def _extents(request: web.BaseRequest, size: int) -> tuple[tuple[int, int], ...] | None:
     text = request.headers.get(m.EXTENTS)
-    return None if text is None else m.extents_of(text, size)
+    return None if text is None else extents_of(text, size)

@@ -12,6 +12,7 @@ from ..secrets import Secret
 from ..storage import NewFile
 from ..units import KIB
 from ..wire import messages as m
+from ..wire.framing import extents_text
 from ..wire.joining import Join
 from ..wire.names import check_tree_name
 from .calls import Answer, Call, Head, answer, listed, message
@@ -49,7 +50,7 @@ async def read(head: Head, call: Call) -> Answer | web.StreamResponse:
             headers = {"Content-Range": f"bytes {start}-{end - 1}/{file.size_bytes}"}
             parts = [memoryview(block.data)]
             if block.extents is not None:
-                headers[m.EXTENTS] = m.extents_text(block.extents)
+                headers[m.EXTENTS] = extents_text(block.extents)
                 parts = [parts[0][low:high] for low, high in block.extents]
             return await head.bodies.send(call.request, parts, 206, headers)
 

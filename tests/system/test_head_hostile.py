@@ -18,6 +18,7 @@ from asyncsync.testing.values import make_manifest
 from asyncsync.units import MIB
 from asyncsync.wire import messages as m
 from asyncsync.wire.claims import Claims, Operation
+from asyncsync.wire.framing import join_batch
 from asyncsync.wire.limits import Limits
 from asyncsync.wire.tokens import HeadKey, KeyRing, narrow
 
@@ -364,7 +365,7 @@ async def test_blobs_that_are_not_in_the_plan_are_refused(place: RawHead) -> Non
     for extents in ("0-4", "3-0", "0-1,0-1", "1", "-", "0-" + "9" * 30, "a-b", "0-1,"):
         headers = {m.OFFSET: "0", m.EXTENTS: extents}
         place.check(await place.told("write", b"a", session=session, headers=headers), 400)
-    for batch in (b"", bytes(4), b"\0\0\0\1", m.join_batch([1]), m.join_batch([0, 0]) + b"abcabc"):
+    for batch in (b"", bytes(4), b"\0\0\0\1", join_batch([1]), join_batch([0, 0]) + b"abcabc"):
         place.check(await place.told("write_many", batch, session=session), 400)
     for body in (b"", b"ab", b"abcd"):
         answer = await place.told("write", body, session=session, headers={m.OFFSET: "0"})

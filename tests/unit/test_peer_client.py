@@ -37,6 +37,7 @@ from asyncsync.testing.values import make_manifest
 from asyncsync.wire import messages as m
 from asyncsync.wire.claims import Claims
 from asyncsync.wire.failures import UnauthorizedError
+from asyncsync.wire.framing import join_batch
 from asyncsync.wire.joining import Join
 from asyncsync.wire.tokens import HeadKey, KeyRing
 
@@ -650,7 +651,7 @@ async def test_a_plan_whose_answer_was_lost_does_not_end_the_push(monkeypatch: P
         await writer.write_many([(NewFile("new", 3), b"abc")])
         sent = client.head.asked[-1].body
 
-    assert sent == m.join_batch([3]) + b"abc"
+    assert sent == join_batch([3]) + b"abc"
 
 
 async def test_a_plan_of_a_session_that_is_gone_is_made_in_the_next_one(

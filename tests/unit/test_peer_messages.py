@@ -24,6 +24,7 @@ from asyncsync.errors import (
 )
 from asyncsync.wire import failures
 from asyncsync.wire import messages as m
+from asyncsync.wire.framing import extents_of, extents_text, join_batch, split_batch
 
 PAGE = (Path(__file__).parents[2] / "docs/formats/peer.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)
@@ -65,9 +66,9 @@ def test_the_batch_of_the_page() -> None:
     text = bytes.fromhex(BLOCKS[0].replace("\n", ""))
     sizes = [0] * 259
     sizes[0], sizes[7] = 1, 3
-    batch = m.split_batch(memoryview(text), sizes)
+    batch = split_batch(memoryview(text), sizes)
 
-    assert m.join_batch([0, 7, 258]) + b"abcd" == text
+    assert join_batch([0, 7, 258]) + b"abcd" == text
     assert (batch.blobs, [*map(bytes, batch.data)]) == ([0, 7, 258], [b"a", b"bcd", b""])
 
 
@@ -100,12 +101,12 @@ def test_a_batch_is_taken_apart_as_it_was_put_together(blobs: list[tuple[int, by
     sizes = [0] * 31
     for number, data in blobs:
         sizes[number] = len(data)
-    body = m.join_batch([n for n, _ in blobs]) + b"".join(data for _, data in blobs)
+    body = join_batch([n for n, _ in blobs]) + b"".join(data for _, data in blobs)
     if not blobs:
         with pytest.raises(FormatError):
-            m.split_batch(memoryview(body), sizes)
+            split_batch(memoryview(body), sizes)
         return
-    batch = m.split_batch(memoryview(body), sizes)
+    batch = split_batch(memoryview(body), sizes)
 
     assert [(n, bytes(d)) for n, d in zip(batch.blobs, batch.data, strict=True)] == blobs
 
@@ -127,23 +128,23 @@ def test_a_batch_is_taken_apart_as_it_was_put_together(blobs: list[tuple[int, by
 )
 def test_a_batch_that_is_none_is_refused(body: bytes) -> None:
     with pytest.raises(FormatError):
-        m.split_batch(memoryview(body), [2, 3])
+        split_batch(memoryview(body), [2, 3])
 
 
 @given(st.binary(max_size=40))
 def test_garbage_is_a_batch_or_refused(body: bytes) -> None:
     try:
-        batch = m.split_batch(memoryview(body), [0, 1, 2, 3])
+        batch = split_batch(memoryview(body), [0, 1, 2, 3])
     except FormatError:
         return
-    assert m.join_batch(batch.blobs) + b"".join(map(bytes, batch.data)) == body
+    assert join_batch(batch.blobs) + b"".join(map(bytes, batch.data)) == body
 
 
 @given(st.lists(st.integers(0, CHUNK_BYTES), unique=True, max_size=20).map(sorted))
 def test_extents_come_back(ends: list[int]) -> None:
     pairs = tuple(zip(ends[::2], ends[1::2], strict=False))
 
-    assert m.extents_of(m.extents_text(pairs), CHUNK_BYTES) == pairs
+    assert extents_of(extents_text(pairs), CHUNK_BYTES) == pairs
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_extents_come_back(ends: list[int]) -> None:
 )
 def test_extents_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(FormatError):
-        m.extents_of(text, 100)
+        extents_of(text, 100)
 
 
 # -- messages

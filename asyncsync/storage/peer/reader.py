@@ -10,6 +10,7 @@ from ...errors import FormatError, IntegrityError, PermanentError, TransientErro
 from ...manifest import Manifest
 from ...wire import messages as m
 from ...wire.failures import GoneError
+from ...wire.framing import extents_of
 from ..http import Answer
 from ..trees import Block, NewFile
 from .link import Link
@@ -123,7 +124,7 @@ def _block(answer: Answer, into: memoryview, what: str) -> Block:
             raise TransientError(f"{what}: {len(answer.body)} bytes have come, not {len(into)}")
         return Block(into)
     try:
-        extents = m.extents_of(text, len(into))
+        extents = extents_of(text, len(into))
     except FormatError as exc:
         raise PermanentError(f"{what}: {exc}") from None
     if len(answer.body) != sum(end - start for start, end in extents):

@@ -12,6 +12,7 @@ from ...errors import ConflictError, IntegrityError, PermanentError, quote
 from ...manifest import Manifest, encode
 from ...wire import messages as m
 from ...wire.failures import GoneError
+from ...wire.framing import extents_text, join_batch
 from ..http import Answer
 from ..objects import Data
 from ..trees import Block, Durability, File, Intent, NewFile, Stored
@@ -122,7 +123,7 @@ class Writer:
         number, data, extents = await self._number(file), block.data, block.extents
         headers = {m.OFFSET: str(offset)}
         if extents is not None:
-            headers[m.EXTENTS] = m.extents_text(extents)
+            headers[m.EXTENTS] = extents_text(extents)
             data = b"".join(memoryview(data)[start:end] for start, end in extents)
         what = f"write {quote(file.path)} of {self._where}"
         answer = await self._again(
@@ -144,7 +145,7 @@ class Writer:
 
     async def _write_batch(self, files: Sequence[tuple[NewFile, Data]]) -> None:
         numbers = [await self._number(file) for file, _ in files]
-        body = b"".join([m.join_batch(numbers), *(data for _, data in files)])
+        body = b"".join([join_batch(numbers), *(data for _, data in files)])
         what = f"write {len(files)} files of {self._where}"
         answer = await self._again(
             lambda: self._link.send("write_many", body, what=what, session=self._session)
