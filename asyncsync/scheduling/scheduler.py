@@ -382,7 +382,7 @@ class SyncScheduler:
         for _ in range(2):
             for trial in self._trials.values():
                 tree = trial.driven
-                behind = tree.changed_at < inf or (tree.failures and tree.moving_since == inf)
+                behind = tree.changed_at < inf  # so it is after a failure, too
                 goes_up = tree.direction == "up" and self._moves_trees and not trial.over
                 if behind and goes_up and tree not in asked:
                     asked.add(tree)

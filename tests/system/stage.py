@@ -13,7 +13,7 @@ import anyio
 from asyncsync import SyncConfig
 from asyncsync.scheduling import Feed, Notice, SyncScheduler, Ticket
 from asyncsync.syncing import Receipt
-from asyncsync.testing import FakeClock
+from asyncsync.testing import FakeClock, settle
 
 __all__ = ["CONFIG", "PERIOD", "FakeSyncer", "Stage", "deaf_until", "failing", "forever"]
 
@@ -122,6 +122,12 @@ class Stage:
                     await asyncio.wait({task}, timeout=0.002)
         return await task
 
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Give real threads their turns until that is so; no time goes by."""
+        with anyio.fail_after(30):
+            while not condition():
+                await settle()
+
     async def save(self, scheduler: SyncScheduler, trial: str, name: str, **more: Any) -> Ticket:
         """A checkpoint; hardly any time goes by."""
         made = self.checkpoint_dir(trial, name)
@@ -136,14 +142,13 @@ def forever(clock: FakeClock) -> Callable[[], Awaitable[None]]:
 
 
 def deaf_until(release: anyio.Event) -> Callable[[], Awaitable[None]]:
-    """Does not end when it is cancelled."""
+    """Does not end when it is cancelled; when again, as at the end of a failed test, it does."""
 
     async def deaf() -> None:
-        while not release.is_set():
-            try:
-                await release.wait()
-            except asyncio.CancelledError:
-                continue
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            await release.wait()
 
     return deaf
 

@@ -942,11 +942,12 @@ async def test_an_observer_that_hangs_holds_up_nothing(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncsync.scheduling.listeners._GRACE_S", 0.01)
-    release = threading.Event()
+    entered, release = threading.Event(), threading.Event()
     calls: list[Notice] = []
 
     def hangs(event: Notice) -> None:
         calls.append(event)
+        entered.set()
         release.wait()
 
     try:
@@ -956,11 +957,13 @@ async def test_an_observer_that_hangs_holds_up_nothing(
             scheduler.report("a")
             await stage.clock.advance(PERIOD)
             assert stage.syncer.at("x://a") == [0, PERIOD]
+            await asyncio.to_thread(entered.wait)
             with pytest.raises(ConfigError, match="has not returned"):
                 await stage.drive(scheduler.drain())
             with pytest.raises(ConfigError, match="has not returned"):
                 await stage.drive(scheduler.drain())
             assert len(calls) == 1
+            monkeypatch.undo()
             release.set()
     finally:
         release.set()
@@ -1002,6 +1005,7 @@ async def test_a_blocked_target_with_a_snapshot_leaves_room_to_others(stage: Sta
     async with stage.open("a", "b", config=config, snapshot_bytes=10) as scheduler:
         await stage.save(scheduler, "a", "c")
         await stage.clock.advance(25)
+        await stage.until(lambda: not scheduler._runner._holds)  # its snapshot is gone
         await stage.save(scheduler, "a", "c")  # takes the room, and cannot start
         other = await stage.save(scheduler, "b", "c")
         assert scheduler.status().blocked == ("x://a/c",)
@@ -1023,6 +1027,7 @@ async def test_a_drain_ends_when_a_blocked_target_holds_the_room_others_wait_for
         await stage.save(scheduler, "a", "c")
         made = stage.checkpoint_dir("b", "c", b"10 bytes..")
         waiting = asyncio.create_task(scheduler.checkpoint("b", made))  # not blocked yet
+        await stage.until(lambda: any(job.trial == "b" for job in scheduler._runner._holds))
         await stage.clock.advance(25)
         assert not waiting.done()
         with pytest.raises(DrainError, match="does not end"):

@@ -156,6 +156,21 @@ async def test_what_a_deadline_leaves_time_for_is_done(
         assert [one.target for one in report.lost] == lost
 
 
+async def test_what_failed_before_there_was_no_more_time_says_why(stage: Stage) -> None:
+    stage.syncer.acts["x://a/c"] = failing(ConflictError("another is there", winner=""))
+    async with stage.open() as scheduler:
+        ticket = await stage.save(scheduler, "a", "c")
+        with pytest.raises(ConflictError):
+            await stage.drive(ticket.durable())
+        stage.syncer.acts["x://a/c"] = forever(stage.clock)
+        await stage.save(scheduler, "a", "c")
+        with pytest.raises(DrainError) as caught:
+            await stage.drive(scheduler.drain(deadline_s=5))
+
+        reasons = {one.target: one.reason for one in caught.value.report.lost}
+        assert reasons["x://a/c"] == "another is there"
+
+
 # -- attempts
 
 
