@@ -17,7 +17,6 @@ from aiohttp import web
 from ..clock import Clock, SystemClock
 from ..concurrency import ByteBudget, Threads, settled
 from ..errors import (
-    AsyncSyncError,
     ConfigError,
     quote,
 )
@@ -237,7 +236,7 @@ class PeerServer:
         while True:
             try:
                 await store.clean("", older_than_s=after_s)
-            except AsyncSyncError as exc:  # tried again; whoever runs the head hears of it
+            except Exception as exc:  # noqa: BLE001 - tried again; who runs the head hears of it
                 what = {"message": "the head cannot tidy up", "exception": exc}
                 asyncio.get_running_loop().call_exception_handler(what)
             await self._clock.sleep(after_s / _LOOKS_PER_EXPIRY)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from anyio.abc import SocketStream
 from asyncsync.concurrency import Threads
 from asyncsync.peer import PeerServer, prepare_certificates, server_context
 from asyncsync.secrets import Secret
+from asyncsync.storage.local import store as local_store
 from asyncsync.storage.peer import open_trees
 from asyncsync.testing.values import load, save
 from asyncsync.wire import messages as m
@@ -134,7 +134,7 @@ async def test_a_failure_of_the_head_says_nothing_to_who_asked(
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     async with raw_head(tmp_path, monkeypatch) as place:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "scandir", _fail)
+            patch.setattr(local_store, "_glance", _fail)
             place.check(await place.told("glance", {"tree": ""}), 503)
         await place.good_push()
 
