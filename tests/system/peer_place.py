@@ -29,7 +29,7 @@ from asyncsync.syncing import Receipt, StorageSyncer
 from asyncsync.testing import FaultProxy
 from asyncsync.transfer import committed, engine, source
 from asyncsync.units import KIB
-from asyncsync.wire import messages
+from asyncsync.wire import framing
 from asyncsync.wire.claims import Operation
 from asyncsync.wire.joining import Join
 from asyncsync.wire.limits import Limits
@@ -43,7 +43,7 @@ __all__ = ["CHUNK", "PeerPlace", "peer_place", "use_short_stalls", "use_small_ch
 CHUNK = 256 * KIB
 EVERYTHING = frozenset(Operation)
 _CHUNKED = (digest, engine, source, committed, stage, unfinished, local_store)
-_CHUNKED_PEERS = (sessions, push_calls, read_calls, writer, messages)
+_CHUNKED_PEERS = (sessions, push_calls, read_calls, writer, framing)
 
 
 def use_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
