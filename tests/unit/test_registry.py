@@ -7,7 +7,7 @@ import pytest
 
 from asyncsync.concurrency import Threads
 from asyncsync.errors import ConfigError
-from asyncsync.events import Event, ignore
+from asyncsync.events import ignore
 from asyncsync.location import Location
 from asyncsync.storage import Stores
 from asyncsync.storage.registry import check_scheme
