@@ -38,6 +38,7 @@ __all__ = ["Link", "fetch_authority"]
 T = TypeVar("T")
 
 _STALL_S = 60.0
+_MAX_CONNECTIONS = 8  # a head takes 64 from one address, where several programs may work
 _ASK_AGAIN_S = 3600.0
 _MAX_AUTHORITY_BYTES = 16 * 1024
 _PROXIES = (408, 502, 503, 504)  # what stands before a head says so while the head does not answer
@@ -249,7 +250,7 @@ class Link:
                 context = await self._context(access)
                 advice = f"take a new join string from the head at {self._authority}"
                 http = Http(
-                    max_connections=self._max_requests,
+                    max_connections=min(self._max_requests, _MAX_CONNECTIONS),
                     stall_s=_STALL_S,
                     direct=Direct(context, advice),
                 )
