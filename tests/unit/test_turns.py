@@ -69,7 +69,7 @@ def test_a_copy_is_not_believed_in_for_ever() -> None:
     assert turns.ask(A, "three", 930) == Turn(ORIGIN)
 
 
-@given(st.integers(1, 200))
+@given(st.integers(1, 64))
 def test_however_many_read_the_origin_is_read_once(readers: int) -> None:
     turns, left = Turns(), [f"reader {number}" for number in range(readers)]
     read, rounds = Counter[str](), 0

@@ -310,8 +310,9 @@ def gather(root: Root, tree: str, intent: Intent, confirm: Callable[[], Durabili
             return Gathering(missing=missing)
         try:
             with home.locked():
-                home.check()
+                # Whoever has just committed has also removed what `check` looks for.
                 if not _is_committed(place, group):
+                    home.check()
                     durability = home.complete(intent)
                     home.remove()
                     return Gathering(durability=durability)
