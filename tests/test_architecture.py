@@ -34,6 +34,7 @@ HEAVY = ("aiobotocore", "aiohttp", "botocore", "click", "fsspec", "gcloud", "num
 
 MAX_LINES = 450
 LONGER = {
+    "scheduling/scheduler.py": 490,  # a front door: every method with what it promises
     "syncing/loop_syncer.py": 480,  # the same, done
     "syncing/storage_syncer.py": 510,  # the front door: every method with what it promises
     "syncing/upload.py": 550,  # one upload from look to receipt

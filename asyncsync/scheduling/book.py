@@ -72,7 +72,9 @@ class Book:
         self._numbers += 1
         job.number, job.asked_at = self._numbers, now
         final = job.urgency is Urgency.FINAL
-        overlap = "coalesce" if final and self.rules.overlap == "skip" else self.rules.overlap
+        overlap = self.rules.overlap
+        if (final and overlap == "skip") or (job.along and overlap != "skip"):
+            overlap = "coalesce"
         facts = Facts(True, True, True, 0.0, target.busy, target.stuck)
         decision = decide(facts, overlap)
         displaced = None
@@ -192,6 +194,7 @@ class Book:
         if tree is not None:
             tree.succeeded_at, tree.failures, tree.rests_until = job.started_at, 0, -inf
             tree.moving_since = inf
+            tree.timed = False  # what it waited for before does not matter any more
         else:
             self._saved[job.trial] = job.started_at, target.usual_s
         self._free(job, now)

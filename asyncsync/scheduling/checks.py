@@ -16,6 +16,7 @@ from .trials import Trial
 __all__ = [
     "check_alone",
     "check_apart",
+    "check_count",
     "check_free",
     "check_name",
     "check_number",
@@ -37,14 +38,28 @@ def check_syncer(syncer: AsyncSyncer | None, config: SyncConfig) -> None:
 
 def check_name(trial: str) -> None:
     """Refuse what is no name of a directory."""
+    if not isinstance(trial, str):
+        raise ConfigError(f"the name of a trial is text, not {trial!r}")
     if trial in ("", ".", "..") or "/" in trial or not trial.isprintable():
         raise ConfigError(f"trial {quote(trial) or repr(trial)} cannot be the name of a directory")
 
 
 def check_number(name: str, value: float | None) -> None:
     """Refuse what is no count and no time."""
-    if value is not None and not 0 <= value < inf:
+    if value is None:
+        return
+    try:
+        good = 0 <= value < inf
+    except TypeError:
+        good = False
+    if not good:
         raise ConfigError(f"{name} is a number of at least 0, not {value!r}")
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no number of things."""
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is a whole number of at least 1, not {value!r}")
 
 
 def check_apart(trial: Trial, name: str) -> None:
@@ -72,11 +87,11 @@ def check_alone(trials: Iterable[Trial], local: str, direction: Direction, name:
             raise ConfigError(f"{quote(local)} is the directory of trial {quote(other.name)}, too")
 
 
-def excluded(checkpoints: str, exclude: Sequence[str]) -> tuple[str, ...]:
-    """The patterns of what `report` leaves out, checked."""
+def excluded(exclude: Sequence[str], *more: str) -> tuple[str, ...]:
+    """The patterns of what is left out, checked."""
     if isinstance(exclude, str):
         Selection(exclude)  # which says what to give instead
-    return _checked((checkpoints, *exclude))
+    return _checked((*more, *exclude))
 
 
 @lru_cache  # most trials name theirs alike

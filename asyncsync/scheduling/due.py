@@ -6,13 +6,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from math import isfinite
+from math import inf, isfinite
 from typing import Literal, NamedTuple, get_args
 
 from ..errors import AsyncSyncError, ConfigError, DeadlineError, TransferError, TransientError
 from ..syncing import SyncConfig
 
-__all__ = ["Decision", "Facts", "Overlap", "Rules", "decide", "is_transient", "pause_s"]
+__all__ = [
+    "Decision",
+    "Facts",
+    "Overlap",
+    "Rules",
+    "decide",
+    "is_transient",
+    "pause_s",
+    "retry_after_s",
+]
 
 Overlap = Literal["coalesce", "queue", "skip", "supersede"]
 """What becomes of a request while its target is being written:
@@ -159,6 +168,12 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, TransientError | DeadlineError) or not isinstance(
         error, AsyncSyncError
     )
+
+
+def retry_after_s(error: Exception) -> float:
+    """How long an error of ours asks to wait."""
+    wait_s = getattr(error, "retry_after_s", None) if isinstance(error, AsyncSyncError) else None
+    return wait_s if isinstance(wait_s, int | float) and 0 <= wait_s < inf else 0.0
 
 
 def _number(

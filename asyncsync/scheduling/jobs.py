@@ -33,6 +33,7 @@ class Job:
         source, target: from where to where; of a download, the remote is the source.
         tree: the tree it brings up to date; None for a checkpoint, which has its own target.
         replace: another checkpoint of that name.
+        along: nobody asked for it: it goes along with a checkpoint, and displaces nothing.
         still: it fails when its source changes while it is read.
         number: the order in which jobs came.
         version: of the tree, or of the trial's checkpoints: a later one is newer.
@@ -51,6 +52,7 @@ class Job:
     exclude: tuple[str, ...] = ()
     step: int | None = None
     replace: Replace = False
+    along: bool = False
     still: bool = False
     number: int = 0
     version: int = 0

@@ -18,16 +18,15 @@ from ..syncing import Receipt, within
 from . import reasons
 from .alarms import is_news
 from .book import Book
-from .due import Decision, is_transient
+from .due import Decision, is_transient, retry_after_s
 from .jobs import Job, Target
-from .ledger import Ledger
+from .ledger import Ledger, is_same
 from .running import Attempt, Take
 from .ticket import Ticket
 from .values import (
     Alarm,
     Blocked,
     Dropped,
-    Durable,
     Failed,
     Same,
     Started,
@@ -88,6 +87,7 @@ class Runner:
         self._trials: dict[str, set[Ticket]] = {}
         self._holds: dict[Job, _Hold] = {}
         self._woken, self._changed = anyio.Event(), anyio.Event()
+        self._waiters: dict[str, anyio.Event] = {}
         self._group: anyio.abc.TaskGroup
         self._supervisor: asyncio.Task[None] | None = None
 
@@ -152,8 +152,11 @@ class Runner:
         for ticket in set(self._tickets.values()).union(*self._trials.values()):
             ticket._end(None, left)
         self._tickets.clear()
+        trials = list(self._trials)
         self._trials.clear()
         self._attempts.clear()
+        for trial in trials:
+            self._look_again(trial)
         self.wake()
 
     def raise_failure(self) -> None:
@@ -206,6 +209,8 @@ class Runner:
                 self._ledger.failed(job, error)
             self._settle(job, None, error)
             self._tell(Dropped(trial=job.trial, target=job.target))
+        if decision is Decision.HOLD:
+            self._look_again(job.trial)
         if displaced is not None:
             self._stop_attempt(displaced, "displaced", reasons.superseded(displaced))
         self.wake()
@@ -214,15 +219,21 @@ class Runner:
     async def save(self, job: Job, ticket: Ticket, take: Take) -> None:
         """Ask for a job from a snapshot that `take` makes; returns when its source may change.
 
-        Cancelled, the job is revoked.
+        Cancelled before that, the job is revoked.
+
+        Raises:
+            TransientError: the scheduler was left meanwhile.
         """
+        if self.closed:
+            raise reasons.left(job)
         hold = self._holds[job] = _Hold(ticket)
         self._trials.setdefault(job.trial, set()).add(ticket)
         self._group.start_soon(self._hold, job, hold, take)
         try:
             await ticket._freed()
         except BaseException:
-            hold.scope.cancel()
+            if not ticket._is_free:  # else it has taken the place of an older one already
+                hold.scope.cancel()
             raise
 
     async def _hold(self, job: Job, hold: _Hold, take: Take) -> None:
@@ -286,8 +297,8 @@ class Runner:
             held_up = [job for job in self._book.held_up() if job.trial == trial]
             if held_up:
                 self.withdraw(held_up, reasons.held_up)
-            else:
-                await self._changed.wait()
+            else:  # woken by what concerns this one: of ten thousand, each would wake all others
+                await self._waiters.setdefault(trial, anyio.Event()).wait()
 
     async def idle(self) -> None:
         """Wait until all that is on its way now has ended, or stands behind a stuck syncer."""
@@ -349,6 +360,8 @@ class Runner:
         why = self._stopped.pop(job, "")
         if attempt.stuck:
             self._book.stuck(job, now)
+            for trial in list(self._waiters):  # any of them may stand behind it
+                self._look_again(trial)
             self._tell(Blocked(trial=job.trial, target=job.target))
         elif attempt.succeeded:
             self._book.succeeded(job, now)
@@ -368,7 +381,7 @@ class Runner:
         # Of what nobody asked for, the next attempt comes by itself.
         more = job in self._tickets and job.failures + 1 < _ATTEMPTS
         again = more and not (final or self.closed) and is_transient(error)
-        wait_s = _retry_after_s(error)
+        wait_s = retry_after_s(error)
         self._book.failed(job, now, again=again, wait_s=wait_s, reason=text_of(error))
         if not again:
             self._fail(job, error)
@@ -394,7 +407,7 @@ class Runner:
         before = self._ledger.saved(job, receipt, iteration)
         self._settle(job, receipt, None)
         self._tell(Synced(trial=job.trial, target=job.target, receipt=receipt, seconds=seconds))
-        if before is not None and _is_same(before, job, receipt):
+        if before is not None and is_same(before, job, receipt):
             identity = receipt.identity if receipt else ""
             self._tell(
                 Same(trial=job.trial, target=job.target, before=before.target, identity=identity)
@@ -414,22 +427,15 @@ class Runner:
         mine.discard(ticket)
         if not mine:
             self._trials.pop(job.trial, None)
+            self._look_again(job.trial)
+
+    def _look_again(self, trial: str) -> None:
+        """Whoever waits for a trial looks whether it has all it waits for."""
+        if (waiter := self._waiters.pop(trial, None)) is not None:
+            waiter.set()
 
     def _unstuck(self, job: Job) -> None:
         """What was left behind has ended after all."""
         self._book.unstuck(self._book.target_of(job), self._clock.monotonic())
         self._tell(Blocked(trial=job.trial, target=job.target, free=True))
         self.wake()
-
-
-def _is_same(before: Durable, job: Job, receipt: Receipt | None) -> bool:
-    """Whether a checkpoint has the bytes of the one before it."""
-    if before.target == job.target or before.receipt is None or receipt is None:
-        return False
-    return before.receipt.identity == receipt.identity
-
-
-def _retry_after_s(error: Exception) -> float:
-    """How long an error of ours asks to wait."""
-    wait_s = getattr(error, "retry_after_s", None) if isinstance(error, AsyncSyncError) else None
-    return wait_s if isinstance(wait_s, int | float) and 0 <= wait_s < inf else 0.0

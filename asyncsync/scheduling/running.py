@@ -15,6 +15,7 @@ from ..digest import digest
 from ..errors import (
     AsyncSyncError,
     DeadlineError,
+    PermanentError,
     SourceChangedError,
     TransientError,
     quote,
@@ -61,7 +62,7 @@ class Attempt:
         self._raised: BaseException | None = None
         self.receipt: Receipt | None = None
         self.error: Exception | None = None
-        self.succeeded = self.stuck = False
+        self.succeeded = self.stuck = self._cancelled = False
 
     def stop(self, reason: AsyncSyncError) -> None:
         """Cancel it; `reason` is what its failure says. Again, or when it is over: no effect."""
@@ -88,6 +89,7 @@ class Attempt:
                 )
         finally:
             if not self._done.is_set():
+                self._cancelled = True
                 task.cancel()
                 with anyio.CancelScope(shield=True):
                     await within(self._clock, GRACE_S, self._done.wait)
@@ -119,7 +121,29 @@ class Attempt:
         elif failure is not None:
             self.error = TransientError(f"{self._what}: the syncer raised {failure!r}")
         else:
-            self.receipt, self.succeeded = task.result(), True
+            self._take(task.result())
+
+    def _take(self, returned: object) -> None:
+        """What a syncer has returned, which is anybody's: a receipt, None, or nothing of use."""
+        if isinstance(returned, Receipt):
+            self.receipt, self.succeeded = returned, True
+        elif returned is not None:
+            self.error = PermanentError(
+                f"{self._what}: the syncer returned {_shown(returned)}; it has to return a "
+                "Receipt, or None, when it has succeeded, and to raise when it has not"
+            )
+        elif self._cancelled:  # it has swallowed that, and proves nothing
+            self.error = self._reason
+        else:
+            self.succeeded = True
+
+
+def _shown(value: object) -> str:
+    """A value in a few characters; of one that cannot be shown, what it is."""
+    try:
+        return quote(repr(value)[:80])
+    except Exception:  # noqa: BLE001 - it is somebody else's
+        return type(value).__name__
 
 
 async def call(syncer: AsyncSyncer | None, job: Job, observe: Observer) -> Receipt | None:

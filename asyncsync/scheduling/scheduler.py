@@ -20,7 +20,7 @@ from .jobs import Direction, Job, Tree, Urgency
 from .ledger import Ledger
 from .listeners import Feed, Listeners
 from .runner import Runner
-from .running import call, take_of
+from .running import GRACE_S, call, take_of
 from .signals import Stop, until_signal
 from .ticket import Ticket
 from .trials import Trial, name_below, remote_of
@@ -29,6 +29,7 @@ from .values import DrainError, DrainReport, Status, Watcher
 __all__ = ["SyncScheduler"]
 
 _THREADS = 4
+_HEARD_S = 1.0  # for observers to hear of the end, where a drain has a deadline
 
 
 class SyncScheduler:
@@ -70,8 +71,7 @@ class SyncScheduler:
     ) -> None:
         self._config = config or SyncConfig()
         checks.check_syncer(syncer, self._config)
-        if max_syncs < 1:
-            raise ConfigError(f"max_syncs is at least 1, not {max_syncs!r}")
+        checks.check_count("max_syncs", max_syncs)
         self._given, self._snapshot_bytes = syncer, snapshot_bytes
         self._syncer = syncer or self._config.choose_syncer()
         if self._syncer is None and self._config.mode != "shared":
@@ -92,6 +92,7 @@ class SyncScheduler:
             self._listeners.tell,
         )
         self._trials: dict[str, Trial] = {}
+        self._leaving = self._out_of_time = False
 
     def __reduce__(self) -> tuple[Callable[..., SyncScheduler], tuple[dict[str, Any]]]:
         settings = {
@@ -129,13 +130,18 @@ class SyncScheduler:
     async def aclose(self) -> None:
         """Drain, and let go of everything. Again: no effect. Cancelled, it stops what runs.
 
+        From here on nothing is taken any more. After a signal whose drain had a deadline, what did
+        not fit is not begun again.
+
         Raises:
             DrainError: as `drain`.
         """
         if self._runner.closed and self._runner.failure is None:
             return
+        self._leaving = True
         try:
-            await self.drain()
+            # When a signal came, whoever sent it does not wait for what did not fit.
+            await self.drain(deadline_s=0 if self._out_of_time else None)
         finally:
             await self._stop()
 
@@ -176,7 +182,7 @@ class SyncScheduler:
         Raises:
             ConfigError: it takes part already, or its target is that of another trial.
         """
-        self._check_open()
+        self._check_taking()
         if trial in self._trials:
             raise ConfigError(f"trial {quote(trial)} has been added already; complete it first")
         checks.check_name(trial)
@@ -193,7 +199,7 @@ class SyncScheduler:
             source=local,
             target=self._book.target(remote),
             direction=direction,
-            exclude=checks.excluded(checkpoints, exclude),
+            exclude=checks.excluded(exclude, checkpoints),
             delete=delete,
         )
         tree.target.trees.append(tree)
@@ -215,6 +221,8 @@ class SyncScheduler:
             ConfigError: the trial was not added, or is over; a number is negative or none.
         """
         tree = self._trial(trial).driven
+        if self._leaving:
+            self._check_taking()
         checks.check_number("training_iteration", training_iteration)
         checks.check_number("time_total_s", time_total_s)
         if not self._moves_trees:
@@ -263,7 +271,7 @@ class SyncScheduler:
         be none, as on a full disk, all is done by then. It goes below the trial's remote directory,
         by its path below the local one, or else by its name.
 
-        Cancelled, nothing is saved.
+        Cancelled before that, nothing is saved.
 
         Args:
             step: training step to order checkpoints by; None takes the number the name ends in.
@@ -275,8 +283,10 @@ class SyncScheduler:
         Raises:
             ConfigError: the trial was not added, or is over; or the directory would be part of what
                 `report` syncs.
+            TransientError: the scheduler was left meanwhile; nothing was saved.
             AsyncSyncError: the directory cannot be read, or holds what no checkpoint may.
         """
+        self._check_taking()
         found, source = self._trial(trial), local_path(path)
         name = name_below(source, found.local)
         target = f"{found.remote.rstrip('/')}/{name}"
@@ -286,7 +296,7 @@ class SyncScheduler:
             source=source,
             target=target,
             urgency=Urgency.FORCED,
-            exclude=tuple(exclude),
+            exclude=checks.excluded(exclude),
             step=step,
             replace=replace,
             still=not snapshot,
@@ -301,12 +311,16 @@ class SyncScheduler:
             await self._threads.run(checks.check_apart, found, name)
         # What a blocked target holds, it may hold for ever.
         take = take_of(self._snapshots, job, wait=not self._book.blocked)
+        if self._leaving:
+            raise reasons.left(job)
         await self._runner.save(job, ticket, take if snapshot else nullcontext)
         if ticket.error is not None and not job.number:
             raise ticket.error  # it was never handed over
         goes_up = self._moves_trees and found.driven.direction == "up"
         if self._at_once and goes_up and not (found.over or self._runner.closed):
-            self._runner.ask(self._book.job_of(found.driven, Urgency.FORCED))
+            along = self._book.job_of(found.driven, Urgency.FORCED)
+            along.along = True
+            self._runner.ask(along)
         return ticket
 
     async def complete(self, trial: str) -> None:
@@ -349,24 +363,31 @@ class SyncScheduler:
             ConfigError: nothing has, but the observer.
         """
         self._check_open()
-        if deadline_s is not None and not 0 <= deadline_s < inf:
-            raise ConfigError(f"deadline_s is a number of at least 0, not {deadline_s!r}")
+        checks.check_number("deadline_s", deadline_s)
+        began, told = self._clock.monotonic(), self._ledger.told
         try:
             if deadline_s is None:
                 await self._finish()
             elif not await within(self._clock, deadline_s, self._finish):
                 self._book.paused = True
                 self._runner.give_up(reasons.late)
-                await self._runner.idle()
+                # A syncer has its grace; a disk that does not answer has no more.
+                await within(self._clock, GRACE_S + 1, self._runner.idle)
         finally:
             self._book.hurry(on=False)
             self._book.paused = False
             self._runner.wake()
         self._runner.raise_failure()
         self._runner.withdraw(self._book.held_up(), reasons.held_up)
-        await self._listeners.heard()
-        report = self._ledger.report()
+        if deadline_s is None:
+            await self._listeners.heard()
+        else:
+            left_s = began + deadline_s - self._clock.monotonic()
+            await within(self._clock, max(left_s, _HEARD_S), self._listeners.heard)
+        report = self._ledger.report(told)
         error, self._listeners.error = self._listeners.error, None
+        # What another drain has given up, this one has not got done either.
+        strict = strict or deadline_s is None
         fatal = [e for e in report.lost if strict or not isinstance(e.error, reasons.LateError)]
         if fatal or (report.lost and error is not None):
             raise DrainError(report) from error
@@ -404,7 +425,12 @@ class SyncScheduler:
             DrainError: as `drain`.
             KeyboardInterrupt: a second signal came.
         """
-        return until_signal(lambda: self.drain(deadline_s=deadline_s))
+
+        async def drain() -> None:
+            self._out_of_time = deadline_s is not None
+            await self.drain(deadline_s=deadline_s)
+
+        return until_signal(drain)
 
     def events(self) -> Feed:
         """All that happens from now on: `async for event in scheduler.events()`.
@@ -430,6 +456,11 @@ class SyncScheduler:
         self._runner.raise_failure()
         if self._runner.closed:
             raise ConfigError("this SyncScheduler is not open; use it inside its `async with`")
+
+    def _check_taking(self) -> None:
+        self._check_open()
+        if self._leaving:
+            raise ConfigError("this SyncScheduler is being left, and takes nothing any more")
 
     def _trial(self, name: str) -> Trial:
         found = self._trials.get(name)

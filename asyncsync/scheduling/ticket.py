@@ -61,6 +61,11 @@ class Ticket:
             raise self._error
         return self._receipt
 
+    @property
+    def _is_free(self) -> bool:
+        """Whether its source may change."""
+        return self._free.is_set()
+
     async def _freed(self) -> None:
         await self._free.wait()
 

@@ -41,6 +41,7 @@ class Trial:
                 target=self.driven.target,
                 direction=direction,
                 exclude=self.driven.exclude,
+                delete=self.driven.delete,
             )
             found.target.trees.append(found)
         return found
@@ -103,7 +104,7 @@ def remote_of(
     else:
         raise ConfigError(f"trial {quote(trial)} has no remote_dir, and there is no upload_dir")
     if not isinstance(syncer, StorageSyncer):
-        return text
+        return text.rstrip("/") or text
     location = Location.parse(text)
     check_overlap(local, location)
     return str(location)
