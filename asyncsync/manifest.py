@@ -159,6 +159,11 @@ class Manifest:
     def identity(self) -> str:
         return self.header.identity
 
+    @property
+    def source(self) -> str:
+        """The identity of the tree that it is, or is a selected part of."""
+        return self.header.part_of or self.header.identity
+
     @cached_property
     def files(self) -> Mapping[str, FileEntry]:
         """The files by path, in order."""

@@ -227,11 +227,13 @@ class Download:
         except NotFoundError as exc:
             await self._threads.run(self._refuse_file, exc)
             return None
-        source = previous.header.part_of or previous.identity
-        if not self._request.selection.everything and source != whole.identity:
+        # Of a rolling tree, a part of the new version takes the place of that of the old one.
+        kinds = {previous.header.kind, whole.header.kind}
+        another = previous.source != whole.identity and kinds != {"rolling"}
+        if not self._request.selection.everything and another:
             raise ClashError(
                 f"{quote(self._request.local)} holds (a part of) another commit, "
-                f"{source[:12]}; restore a part into an empty directory",
+                f"{previous.source[:12]}; restore a part into an empty directory",
                 side="target",
             )
         return previous
@@ -248,6 +250,8 @@ class Download:
     ) -> tuple[Entry, ...]:
         """A part of a commit joins the parts of the same commit that are there already."""
         if previous is None or self._request.selection.everything:
+            return wanted
+        if previous.source != whole.identity:
             return wanted
         paths = {entry.path for entry in wanted}
         return (*wanted, *(entry for entry in previous.entries if entry.path not in paths))

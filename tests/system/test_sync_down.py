@@ -643,3 +643,21 @@ async def test_a_plan_says_what_would_be_fetched_and_writes_nothing(
     assert sorted(file.path for file in plan.skip) == ["big", "d/e/c"]
     assert plan.delete == ("d/b",)
     assert disk(back) == before
+
+
+async def test_a_part_of_a_rolling_tree_follows_its_versions(tmp_path: Path) -> None:
+    source, there, back = (tmp_path / name for name in ("source", "there", "back"))
+    source.mkdir()
+    async with StorageSyncer(isolation="loop") as syncer:
+        for version, gone in (("one", ""), ("two", "old.log")):
+            (source / "a.log").write_text(version)
+            (source / "left.tmp").write_text(version)
+            if gone:
+                (source / gone).unlink()
+            else:
+                (source / "old.log").write_text(version)
+            await syncer.sync_up(source, there, kind="rolling")
+            await syncer.sync_down(there, back, exclude=["*.tmp"])
+
+    assert {path.name for path in back.iterdir()} == {"a.log", ".asyncsync.json"}
+    assert (back / "a.log").read_text() == "two"
