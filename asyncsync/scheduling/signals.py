@@ -49,5 +49,5 @@ async def until_signal(drain: Callable[[], Awaitable[object]]) -> AsyncIterator[
                 if stop.signal is not None:
                     with draining:
                         await drain()
-    if draining.cancelled_caught:
+    if draining.cancel_called:  # also when there was nothing left to interrupt
         raise KeyboardInterrupt

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from asyncsync import StorageSyncer, SyncConfig
@@ -23,6 +26,7 @@ from asyncsync.scheduling import DrainError, DrainReport, Synced, SyncScheduler,
 from asyncsync.scheduling.jobs import Job, Urgency
 from asyncsync.scheduling.ledger import Ledger
 from asyncsync.scheduling.reasons import LateError
+from asyncsync.scheduling.signals import until_signal
 from asyncsync.testing import settle
 
 from .stage import CONFIG, PERIOD, Stage, failing, forever
@@ -298,3 +302,18 @@ async def test_a_checkpoint_whose_caller_goes_when_it_is_held_is_saved(
         await stage.drive(first.durable())
 
     assert stage.syncer.at("x://a/c1")
+
+
+async def test_a_second_signal_counts_also_while_the_block_cleans_up() -> None:
+    async def train() -> None:
+        async with until_signal(lambda: settle(0)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    await anyio.sleep(0.05)  # it comes through a file descriptor
+
+    with pytest.raises(KeyboardInterrupt):
+        await train()
