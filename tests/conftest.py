@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import threading
 import time
@@ -74,6 +75,13 @@ def pytest_asyncio_loop_factories(
     if item.path.is_relative_to(_TESTS) and item.path.relative_to(_TESTS).parts[0] in _BOTH_LOOPS:
         loops["uvloop"] = uvloop.new_event_loop
     return loops
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Processes that share the tests must give each the same name: sets have no order."""
+    unstable = [item.nodeid for item in items if re.search(r"set\(\{| at 0x[0-9a-f]", item.nodeid)]
+    if unstable:
+        raise pytest.UsageError(f"give these tests ids that every process makes alike: {unstable}")
 
 
 @pytest.fixture(autouse=True)

@@ -266,7 +266,7 @@ def test_a_scope_that_is_no_name_is_refused_with_its_rule() -> None:
         {"max_bytes": 1.5},
         {"max_files": 2**63},
     ],
-    ids=str,
+    ids=lambda wrong: json.dumps(wrong, default=sorted),
 )
 def test_claims_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
