@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,53 @@ async def test_a_second_signal_counts_also_while_the_block_cleans_up() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         await train()
+
+
+async def test_a_drain_with_a_deadline_does_not_wait_for_a_disk_that_does_not_answer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = anyio.Event()
+
+    @asynccontextmanager
+    async def hangs() -> AsyncIterator[None]:
+        with anyio.CancelScope(shield=True):  # as a thread that is in the kernel
+            await answers.wait()
+        yield
+
+    monkeypatch.setattr("asyncsync.scheduling.scheduler.take_of", lambda *_, **__: hangs)
+    async with stage.open() as scheduler:
+        saving = asyncio.create_task(scheduler.checkpoint("a", stage.checkpoint_dir("a", "c1")))
+        await settle()
+        draining = asyncio.create_task(scheduler.drain(deadline_s=1))
+        for _ in range(30):
+            await stage.clock.advance(1)
+        done = draining.done()
+        answers.set()
+        await stage.drive(asyncio.gather(saving, draining, return_exceptions=True))
+
+    assert done
+
+
+async def test_a_checkpoint_that_begins_while_the_scheduler_is_left_says_so(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        looks.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr("asyncsync.scheduling.checks.check_apart", slow)
+    scheduler = await stage.make().__aenter__()
+    stage.add(scheduler, "a")
+    saving = asyncio.create_task(scheduler.checkpoint("a", stage.checkpoint_dir("a", "c1")))
+    while not looks.is_set():
+        await settle(1)
+    leaving = asyncio.create_task(scheduler.aclose())
+    await settle(2)
+    go_on.set()
+    with pytest.raises(TransientError, match="the scheduler was left"):
+        await stage.drive(saving)
+    await stage.drive(leaving)
+
+    assert not stage.syncer.at("x://a/c1")
