@@ -24,6 +24,7 @@ from .options import (
     seconds,
     switch,
     with_dry_run,
+    with_group,
     with_limits,
     with_options,
     with_patterns,
@@ -31,6 +32,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..storage.groups import Group
     from .runner import World
 
 __all__ = ["app", "main"]
@@ -127,6 +129,7 @@ def app() -> None:
     help="Symbolic links in the source.",
 )
 @with_step
+@with_group
 @with_dry_run
 @with_limits
 @with_options
@@ -140,6 +143,7 @@ def _up(  # noqa: PLR0913 - a parameter is an option here
     no_delete: bool,
     links: Links,
     step: int | None,
+    group: Group | None,
     dry_run: bool,
     limits: Limits,
     options: Options,
@@ -147,6 +151,8 @@ def _up(  # noqa: PLR0913 - a parameter is an option here
     """Commit the local directory SRC to LOCATION."""
     from . import commands
 
+    if dry_run and group is not None:
+        raise ConfigError("--dry-run looks at one directory alone; leave out --group with it")
     place = place_of(location)
     work = partial(
         commands.up,
@@ -158,6 +164,7 @@ def _up(  # noqa: PLR0913 - a parameter is an option here
         delete=not no_delete,
         links=links,
         step=step,
+        group=group,
         limits=limits,
         dry_run=dry_run,
     )
@@ -205,9 +212,16 @@ def _down(
 @with_step
 @with_patterns
 @switch("--fallback", text="Use an older commit if the newest is damaged.")
+@click.option(
+    "copies",
+    "--copy",
+    metavar="LOCATION",
+    multiple=True,
+    help="Where commits may be as well, and nearer. Repeatable.",
+)
 @with_limits
 @with_options
-def _restore(
+def _restore(  # noqa: PLR0913 - as of up
     *,
     location: str,
     target: str,
@@ -215,6 +229,7 @@ def _restore(
     step: int | None,
     patterns: Patterns,
     fallback: bool,
+    copies: tuple[str, ...],
     limits: Limits,
     options: Options,
 ) -> Job:
@@ -231,6 +246,7 @@ def _restore(
         step=step,
         patterns=patterns,
         fallback=fallback,
+        copies=[place_of(copy) for copy in copies],
         limits=limits,
     )
     return Job(command="restore", options=options, work=work, unfinished=again(path))

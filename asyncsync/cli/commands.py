@@ -24,6 +24,8 @@ from .runner import Session
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..storage.groups import Group
+
 __all__ = ["doctor", "down", "ls", "restore", "rm", "up", "verify"]
 
 
@@ -38,6 +40,7 @@ async def up(  # noqa: PLR0913 - each is an option of the command
     delete: bool,
     links: Links,
     step: int | None,
+    group: Group | None,
     limits: Limits,
     dry_run: bool,
 ) -> Outcome:
@@ -53,6 +56,7 @@ async def up(  # noqa: PLR0913 - each is an option of the command
         receipt = await syncer.sync_up(
             source, location, exclude=exclude, include=include,
             kind=kind, replace=replace, delete=delete, links=links, step=step,
+            group=group,
         )  # fmt: skip
     return _synced("committed", receipt)
 
@@ -91,13 +95,14 @@ async def restore(
     step: int | None,
     patterns: Patterns,
     fallback: bool,
+    copies: Sequence[str],
     limits: Limits,
 ) -> Outcome:
     """Bring the newest commit at or below a location, or that of a step, into a directory."""
     async with session.syncer(limits) as syncer:
         receipt = await syncer.restore(
             location, target, step=step, include=patterns.include, exclude=patterns.exclude,
-            fallback=fallback,
+            fallback=fallback, copies=copies,
         )  # fmt: skip
     return _synced("restored", receipt)
 

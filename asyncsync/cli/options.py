@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from ..errors import ConfigError, quote
 from ..location import Location
 from ..units import parse_bytes
 from .job import Limits, Options, Patterns
+
+if TYPE_CHECKING:
+    from ..storage.groups import Group
 
 __all__ = [
     "Decorator",
@@ -26,6 +29,7 @@ __all__ = [
     "seconds",
     "switch",
     "with_dry_run",
+    "with_group",
     "with_limits",
     "with_options",
     "with_patterns",
@@ -56,6 +60,17 @@ def limits_of(jobs: int | None, bwlimit: str | None, timeout: float | None) -> L
     if timeout is not None and not 0 < timeout < math.inf:
         raise ConfigError(f"--timeout {timeout:g} is no time; give seconds above 0")
     return Limits(jobs=jobs, bwlimit=rate, timeout_s=timeout)
+
+
+def group_of(group: str | None, rank: int | None, size: int | None) -> Group | None:
+    given = (group, rank, size)
+    if None in given and given != (None, None, None):
+        raise ConfigError("--group, --rank and --size belong together; give all three or none")
+    if group is None or rank is None or size is None:
+        return None
+    from ..storage.groups import Group
+
+    return Group(id=group, rank=rank, size=size)
 
 
 def again(place: str) -> str:
@@ -125,3 +140,12 @@ with_options = as_one(
 )
 with_dry_run = switch("--dry-run", "-n", text="Print the plan, change nothing.")
 with_step = click.option("--step", type=click.IntRange(min=0), metavar="N", help="Training step.")
+with_group = as_one(
+    "group",
+    group_of,
+    click.option(
+        "--group", metavar="ID", help="SRC is the part of one rank; all parts become one commit."
+    ),
+    click.option("--rank", type=click.IntRange(min=0), metavar="N", help="Whose part, from 0."),
+    click.option("--size", type=click.IntRange(min=1), metavar="N", help="How many ranks."),
+)

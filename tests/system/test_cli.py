@@ -93,6 +93,31 @@ def test_restore_takes_the_newest_or_the_step_asked_for(
     assert tree(tmp_path / "older") == {"weights": bytes(range(256)) * 400}
 
 
+def test_restore_reads_a_copy_where_there_is_one(source: Path, store: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    run("up", source, copy / "ckpt", "--step", "9")
+    nearer = run("restore", store, tmp_path / "nearer", "--copy", copy, "--copy", tmp_path / "no")
+    wrong = run("restore", store, tmp_path / "wrong", "--copy", "s4://x")
+
+    assert nearer.code == 0
+    assert json.loads((tmp_path / "nearer" / ".asyncsync.json").read_text())["step"] == 9
+    assert (wrong.code, wrong.err.count("\n")) == (0, 1)
+    assert wrong.err.startswith("asyncsync: left out s4://x: no copy is read there")
+
+
+def test_the_parts_of_all_ranks_become_one_commit(source: Path, tmp_path: Path) -> None:
+    make(tmp_path / "other", {"shard-1": b"1"})
+    group = ("--group", "run-7", "--size", "2", "--rank")
+    with subprocess.Popen(
+        [*COMMAND, "up", source, tmp_path / "ckpt", *group, "0"], stderr=subprocess.PIPE
+    ) as first:
+        second = run("up", tmp_path / "other", tmp_path / "ckpt", *group, "1")
+        assert first.wait(20) == 0
+
+    assert second.code == 0
+    assert tree(tmp_path / "ckpt") == tree(source) | {"shard-1": b"1"}
+
+
 def test_a_dry_run_changes_nothing(source: Path, tmp_path: Path) -> None:
     ran = run("up", source, tmp_path / "store" / "ckpt", "-n")
 
@@ -219,6 +244,11 @@ def newest_is_damaged(place: Place) -> Command:
     return ("restore", place.store, place.work / "target")
 
 
+def a_rank_of(*more: str, rank: int, size: int) -> Callable[[Place], Command]:
+    group = ("--group", "run", "--rank", str(rank), "--size", str(size))
+    return lambda place: ("up", place.source, place.work / "x", *group, *more)
+
+
 BAD: dict[str, tuple[Callable[[Place], Command], int, str]] = {
     "unknown scheme": (lambda p: ("up", p.source, "bogus://x/y"), 2, "fsspec"),
     "head not joined": (lambda p: ("up", p.source, "peer://host:1/x"), 2, "asyncsync join"),
@@ -258,6 +288,10 @@ BAD: dict[str, tuple[Callable[[Place], Command], int, str]] = {
     "a bit flipped": (a_bit_flipped, 8, "weights"),
     "lost bytes": (a_file_lost_bytes, 8, "weights"),
     "newest damaged": (newest_is_damaged, 8, "ckpt (step 7)"),
+    "rank without a group": (lambda p: ("up", p.source, p.work / "x", "--rank", "0"), 2, "--size"),
+    "rank of no group": (a_rank_of(rank=2, size=2), 2, "rank 2 is none of a group of 2"),
+    "dry run of a rank": (a_rank_of("-n", rank=0, size=2), 2, "leave out --group"),
+    "rank alone": (a_rank_of("--timeout", "0.2", rank=0, size=2), 10, "rank 1 of 2"),
     "bad pattern": (lambda p: ("up", p.source, p.work / "x", "--exclude", "!"), 2, "pattern"),
 }
 

@@ -25,6 +25,7 @@ from asyncsync.cli.runner import World
 from asyncsync.errors import AsyncSyncError, TransferError
 from asyncsync.events import Committed, Event, Moved, Observer, Planned, Skipped, Started
 from asyncsync.storage import Deleted, NewFile, TreeCapabilities
+from asyncsync.storage.groups import Group
 from asyncsync.syncing import (
     Commit,
     ProbeReport,
@@ -182,6 +183,7 @@ def run(
 
 
 PATTERNS = {"exclude": ("*.tmp", "/x"), "include": ("w*",)}
+RANK_ARGS = ("--group", "run", "--rank", "1", "--size", "2")
 PATTERN_ARGS = ("--exclude", "*.tmp", "--exclude", "/x", "--include", "w*")
 NONE = {"exclude": (), "include": ()}
 
@@ -202,6 +204,7 @@ NONE = {"exclude": (), "include": ()}
                     "delete": True,
                     "links": "refuse",
                     "step": None,
+                    "group": None,
                 },
             ),
         ),
@@ -228,11 +231,12 @@ NONE = {"exclude": (), "include": ()}
                     "delete": False,
                     "links": "follow",
                     "step": None,
+                    "group": None,
                 },
             ),
         ),
         (
-            ("up", "file:///src", "memory://a/b", "--sealed", "--step", "7"),
+            ("up", "file:///src", "memory://a/b", "--sealed", "--step", "7", *RANK_ARGS),
             (
                 "sync_up",
                 "/src",
@@ -244,6 +248,7 @@ NONE = {"exclude": (), "include": ()}
                     "delete": True,
                     "links": "refuse",
                     "step": 7,
+                    "group": Group(id="run", rank=1, size=2),
                 },
             ),
         ),
@@ -273,11 +278,11 @@ NONE = {"exclude": (), "include": ()}
         ),
         (
             ("restore", "/src", "/dst", "--latest"),
-            ("restore", "/src", "/dst", {**NONE, "step": None, "fallback": False}),
+            ("restore", "/src", "/dst", {**NONE, "step": None, "fallback": False, "copies": []}),
         ),
         (
-            ("restore", "/src", "/dst", *PATTERN_ARGS, "--step", "0", "--fallback"),
-            ("restore", "/src", "/dst", {**PATTERNS, "step": 0, "fallback": True}),
+            ("restore", "/a", "/b", *PATTERN_ARGS, "--step", "0", "--fallback", "--copy", "/c"),
+            ("restore", "/a", "/b", {**PATTERNS, "step": 0, "fallback": True, "copies": ["/c"]}),
         ),
         (("verify", "/src"), ("verify", "/src", {})),
         (("doctor", "/src"), ("probe", "/src", {})),
