@@ -42,6 +42,7 @@ _AT_ONCE = 4  # trees; the files of each move side by side anyway
 _FIRST_S, _LONGEST_S = 1.0, 600.0
 _PERMANENT_S = 3600.0  # somebody may have changed what was in the way
 _SCAN_AGAIN_S = 60.0
+_SCANS_SELDOM = 20.0  # times as long as the last one took there is none
 
 
 class Forwarding:
@@ -50,7 +51,7 @@ class Forwarding:
     A commit is noted on the disk before it is acknowledged, and the note says that it waits until
     it has arrived. Of several versions of one tree the newest stands for all. What fails is tried
     again for ever, after longer and longer pauses, and holds up nothing else. What was committed
-    and not noted, because of a crash, is found when it starts.
+    and not noted, because of a crash or past the head, is found when it starts, and each minute.
 
     Use `open`.
     """
@@ -136,9 +137,11 @@ class Forwarding:
             note = self._known.get(tree)
             if note is not None and note.identity == identity and tree not in self._unsure:
                 return
-            await self._write(Note(tree=tree, identity=identity, forwarded=_forwarded(note)))
             self._failures.pop(tree, None)
-            self._plan(tree, 0.0)
+            try:
+                await self._write(Note(tree=tree, identity=identity, forwarded=_forwarded(note)))
+            finally:  # not acknowledged, but it stands: whoever asked may never ask again
+                self._plan(tree, 0.0)
 
     def has(self, tree: str, identity: str) -> bool:
         return _forwarded(self._known.get(tree)) == identity != ""
@@ -225,10 +228,7 @@ class Forwarding:
             tree = await self._next()
             asked = self._asked[tree]
             try:
-                await self._arrived(tree, asked, await self._carry(tree))
-            except _VanishedError:
-                await self._forget(tree)
-                self._listen(Vanished(tree=tree))
+                await self._do(tree, asked)
             except Exception as exc:  # noqa: BLE001 - whatever it is, it holds up nothing else
                 await self._failed(tree, asked, exc)
             finally:
@@ -237,6 +237,15 @@ class Forwarding:
             note = self._known.get(tree)
             if note is not None and note.waits and tree not in self._at:
                 self._plan(tree, 0.0)
+
+    async def _do(self, tree: str, asked: int) -> None:
+        try:
+            carried = await self._carry(tree)
+        except _VanishedError:
+            await self._forget(tree)
+            self._listen(Vanished(tree=tree))
+        else:
+            await self._arrived(tree, asked, carried)
 
     async def _carry(self, tree: str) -> Carried:
         ours = _forwarded(self._known.get(tree))
@@ -295,7 +304,7 @@ class Forwarding:
                 try:
                     await self._write(replace(note, failure=reason, permanent=permanent))
                 except TransientError:
-                    pass  # the event says it; and the tree is tried again in any case
+                    pass  # a note of the failure is for --status only: the event says it, too
             self._plan(tree, wait_s)
         self._tell(tree, reason, permanent=permanent, wait_s=wait_s)
 
@@ -310,43 +319,55 @@ class Forwarding:
     def _place_of(self, tree: str) -> Location:
         return self._carrier.place / tree if tree else self._carrier.place
 
-    # -- after a crash
+    # -- what nobody has queued
 
     async def _look(self) -> None:
-        """Queue what is committed and was never noted; forget what is not there any more."""
-        before = set(self._known)
+        """Queue what was committed and never noted, again and again; forget what has gone.
+
+        So arrives what a crash kept from being noted, and what others write below the root past
+        the head: what is fetched there, or trained.
+        """
+        tags = dict[str, str]()
         while True:
+            began_s, before = self._clock.monotonic(), set(self._known)
             try:
-                for tree in before - await self._queue_all():
+                for tree in before - await self._queue_all(tags):
                     await self._forget_vanished(tree)
             except AsyncSyncError as exc:
                 self._tell("", str(exc), permanent=False, wait_s=_SCAN_AGAIN_S)
-                await self._clock.sleep(_SCAN_AGAIN_S)
             else:
                 self._looked.set()
-                return
+            took_s = self._clock.monotonic() - began_s
+            await self._clock.sleep(max(_SCAN_AGAIN_S, _SCANS_SELDOM * took_s))
 
-    async def _queue_all(self) -> set[str]:
+    async def _queue_all(self, tags: dict[str, str]) -> set[str]:
+        """The trees that are there. What has a tag of `tags` has been looked at."""
         seen = set[str]()
         source = self._carrier.source
         try:
             async for sight in source.find(""):
                 seen.add(sight.tree)
+                if tags.get(sight.tree) == sight.tag:
+                    continue
                 try:
                     header = await source.read_header(sight.tree)
                 except (NotFoundError, IntegrityError):
                     continue  # gone by now; or damaged, which readers are told
                 if _forwarded(self._known.get(sight.tree)) != header.identity:
                     await self.queue(sight.tree, header.identity)
+                tags[sight.tree] = sight.tag
         except NotFoundError:
-            pass  # there is nothing at all
+            pass  # the root has gone, or was never used: nothing is committed there
+        for tree in tags.keys() - seen:
+            del tags[tree]
         return seen
 
     async def _forget_vanished(self, tree: str) -> None:
         try:
             await self._header(tree)
         except _VanishedError:
-            if not self._known[tree].waits:  # else it is told when its turn comes
+            note = self._known.get(tree)  # its turn may have come meanwhile
+            if note is not None and not note.waits:  # else it is told when its turn comes
                 await self._forget(tree)
         except AsyncSyncError:
             return  # it is there, in some way

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
@@ -25,6 +26,7 @@ from asyncsync.head import (
     Vanished,
 )
 from asyncsync.location import Location
+from asyncsync.storage import Sighting
 from asyncsync.storage.local import LocalTrees
 from asyncsync.syncing import StorageSyncer
 from asyncsync.testing import FakeClock
@@ -366,6 +368,57 @@ async def test_a_tree_that_was_deleted_meanwhile_is_told_and_forgotten(place: Pl
     assert (await place.notes()) == {}
 
 
+async def test_trees_that_vanished_while_the_head_was_down_do_not_end_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.commit("t", "one")
+    async with place.forwarding(first(TransientError("away"))):
+        await place.heard.until(1)
+    shutil.rmtree(place.root / "t")
+    find = LocalTrees.find
+
+    async def late(self: LocalTrees, tree: str) -> AsyncIterator[Sighting]:
+        await place.heard.until(2)  # its turn has come while the root was looked at
+        async for sight in find(self, tree):
+            yield sight
+
+    monkeypatch.setattr(LocalTrees, "find", late)
+    async with place.forwarding() as forwarding:
+        await place.idle(forwarding)
+
+    assert place.heard[1:] == [Vanished(tree="t")]
+    assert (await place.notes()) == {}
+
+
+async def test_a_note_that_cannot_be_removed_does_not_end_the_head(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Notes, tree: str) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    await place.commit("t", "one")
+    async with place.forwarding(first(TransientError("away"))):
+        await place.heard.until(1)
+    shutil.rmtree(place.root / "t")
+    monkeypatch.setattr(Notes, "remove", broken)
+    async with place.forwarding():
+        event = await place.heard.until(2)
+
+    assert isinstance(event, NotForwarded)
+    assert "read-only" in event.reason
+
+
+async def test_what_is_written_below_the_root_past_the_head_arrives_as_well(place: Place) -> None:
+    async with place.forwarding() as forwarding:
+        await place.idle(forwarding)
+        for text in ("one", "two"):
+            identity = await place.commit("fetched", text, kind="rolling")
+            await place.clock.advance(60)
+            await place.heard.until(len(place.heard) + 1)
+
+        assert forwarding.has("fetched", identity)
+
+
 async def test_notes_of_trees_that_are_gone_do_not_stay_for_ever(place: Place) -> None:
     await place.commit("t", "one")
     async with place.forwarding() as forwarding:
@@ -441,10 +494,14 @@ async def test_what_cannot_be_noted_is_not_acknowledged_but_noted_when_asked_aga
             await forwarding.queue("t", "another")
         with pytest.raises(TransientError):
             await forwarding.queue("t", "another")
+        with pytest.raises(TransientError):
+            await forwarding.queue("new", "whoever has committed it never asks again")
         monkeypatch.undo()
         await forwarding.queue("t", "another")
 
         assert (await place.notes())["t"].identity == "another"
+        await place.idle(forwarding)
+    assert Vanished(tree="new") in place.heard  # it was looked at all the same
     assert str(place.state) not in str(info.value)
     assert identity
 
