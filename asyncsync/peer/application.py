@@ -26,6 +26,7 @@ from ..wire.failures import CodingError, UnauthorizedError, fault_of
 from .calls import Answer, Call, Head
 from .guard import Guard
 from .handlers import HANDLERS
+from .mishaps import tell
 from .queues import Queues
 
 __all__ = ["Application", "Found", "find", "new_request"]
@@ -115,8 +116,7 @@ class Application:
             await self._head.bodies.drop(request)
             found = self._failed(exc)
         except Exception as exc:  # noqa: BLE001 - a bug: whoever runs the head hears of it
-            what = {"message": f"the head failed at {request.method}", "exception": exc}
-            asyncio.get_running_loop().call_exception_handler(what)
+            tell(f"the head failed at {request.method}", exc)
             found = self._failed(TransientError("the head failed; its log says how"))
         if isinstance(found, web.StreamResponse):
             return found

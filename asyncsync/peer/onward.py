@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..storage import Durability
+from .mishaps import own_files
 
-__all__ = ["Nowhere", "Onward", "level_of"]
+__all__ = ["Nowhere", "Onward", "level_of", "queue"]
 
 
 class Onward(Protocol):
@@ -42,6 +43,12 @@ class Nowhere:
     def has(self, tree: str, identity: str) -> bool:
         del tree, identity
         return False
+
+
+async def queue(onward: Onward, tree: str, identity: str) -> None:
+    """See `Onward.queue`. TransientError: it cannot be noted now; asked again, it is."""
+    with own_files("note what has to be carried on"):
+        await onward.queue(tree, identity)
 
 
 _LEVELS: dict[Durability, Durability] = {"fsync": "head-fsync", "cloud": "cloud"}

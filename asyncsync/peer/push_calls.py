@@ -17,7 +17,7 @@ from ..wire.framing import extents_of, split_batch
 from ..wire.limits import Limits
 from .bodies import length_of, split_lines
 from .calls import Answer, Call, Head, answer, group_of, message, new_file, text_of, window
-from .onward import level_of
+from .onward import level_of, queue
 from .sessions import Push
 
 __all__ = [
@@ -224,7 +224,7 @@ async def commit(head: Head, call: Call) -> Answer:
             whole = await head.threads.run(lambda: decode(text.splitlines(keepends=True)))
         durability = await push.commit(whole)
     if push.intent.group is None:  # else it is a part, which nobody sees yet
-        await head.onward.queue(push.tree, whole.identity)
+        await queue(head.onward, push.tree, whole.identity)
         head.known.note(push.tree, whole.identity, durability)
         await _keep(head, push.tree, whole.header, text)
     level = level_of(durability, head.onward, push.tree, whole.identity)
@@ -258,7 +258,7 @@ async def gather(head: Head, call: Call) -> Answer:
     if found.durability is None:
         return answer(m.Gathered(missing=list(found.missing)))
     identity = (await head.store.read_header(tree)).identity
-    await head.onward.queue(tree, identity)
+    await queue(head.onward, tree, identity)
     head.known.note(tree, identity, found.durability)
     level = level_of(found.durability, head.onward, tree, identity)
     return answer(m.Gathered(missing=[], durability=level))

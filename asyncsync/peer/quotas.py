@@ -12,6 +12,7 @@ from ..clock import Clock
 from ..concurrency import Threads
 from ..errors import ConfigError, NoSpaceError, quote
 from ..wire.claims import Claims
+from .mishaps import own_files
 from .private_files import read_private, write_private
 
 __all__ = ["Quotas"]
@@ -59,6 +60,7 @@ class Quotas:
 
         Raises:
             NoSpaceError: it is more than the token allows in all; nothing was counted.
+            TransientError: the file of the counts cannot be written.
         """
         if claims.max_bytes is None and claims.max_files is None:
             return
@@ -78,7 +80,11 @@ class Quotas:
             await self._save({**self._used, claims.id: both})
 
     async def give_back(self, token: str, files: int, size_bytes: int) -> None:
-        """Count no longer what was announced with a token and has not arrived."""
+        """Count no longer what was announced with a token and has not arrived.
+
+        Raises:
+            TransientError: the file of the counts cannot be written; it still counts.
+        """
         async with self._turn:
             used = self._used.get(token)
             if used is not None and (files or size_bytes):
@@ -90,7 +96,8 @@ class Quotas:
         used = {token: one for token, one in used.items() if now < one.until + _KEPT_S}
         if (path := self._path) is not None:
             text = msgspec.json.encode(_File(1, used)) + b"\n"
-            await self._threads.run(lambda: write_private(path, text, replace=True))
+            with own_files("count what this token pushes"):
+                await self._threads.run(lambda: write_private(path, text, replace=True))
         self._used = used
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import ssl
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,10 +16,7 @@ from aiohttp import web
 
 from ..clock import Clock, SystemClock
 from ..concurrency import ByteBudget, Threads, settled
-from ..errors import (
-    ConfigError,
-    quote,
-)
+from ..errors import ConfigError, TransientError, quote
 from ..secrets import Secret
 from ..storage import Share, TreeStore
 from ..storage.local import HeldRoot, LocalTrees
@@ -34,6 +31,7 @@ from .bodies import Bodies
 from .calls import Head
 from .guard import Guard
 from .known import Known
+from .mishaps import tell
 from .onward import Nowhere, Onward
 from .protocol import Connections
 from .quotas import Quotas
@@ -171,7 +169,8 @@ class PeerServer:
         reads = Sessions[Read](group, store, most=most, idle_s=_SESSION_IDLE_S)
 
         async def settle(push: Push) -> None:
-            await quotas.give_back(push.owner, push.left_files, push.left_bytes)
+            with suppress(TransientError):  # it was told; what counts too much ends no head
+                await quotas.give_back(push.owner, push.left_files, push.left_bytes)
 
         pushes = Sessions[Push](group, store, most=most, idle_s=_SESSION_IDLE_S, over=settle)
         stack.push_async_callback(reads.close)
@@ -237,8 +236,7 @@ class PeerServer:
             try:
                 await store.clean("", older_than_s=after_s)
             except Exception as exc:  # noqa: BLE001 - tried again; who runs the head hears of it
-                what = {"message": "the head cannot tidy up", "exception": exc}
-                asyncio.get_running_loop().call_exception_handler(what)
+                tell("the head cannot tidy up", exc)
             await self._clock.sleep(after_s / _LOOKS_PER_EXPIRY)
 
     # -- what others need to know

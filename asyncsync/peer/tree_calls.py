@@ -6,7 +6,7 @@ from ..errors import FormatError
 from ..secrets import Secret
 from ..wire import messages as m
 from .calls import Answer, Call, Head, answer, listed, message, text_of, texts, window
-from .onward import level_of
+from .onward import level_of, queue
 
 __all__ = [
     "authority",
@@ -97,7 +97,7 @@ async def confirm(head: Head, call: Call) -> Answer:
     if (level := head.known.level(tree, identity)) is None:
         level = await head.store.confirm(tree)
         identity = (await head.store.read_header(tree)).identity
-    await head.onward.queue(tree, identity)
+    await queue(head.onward, tree, identity)
     head.known.note(tree, identity, level)
     return answer(m.Level(durability=level_of(level, head.onward, tree, identity)))
 

@@ -17,10 +17,13 @@ from anyio import to_thread
 
 from asyncsync.digest import CHUNK_BYTES
 from asyncsync.errors import ConfigError
-from asyncsync.peer import PeerServer
+from asyncsync.manifest import encode
+from asyncsync.peer import PeerServer, quotas
+from asyncsync.peer.onward import Nowhere
 from asyncsync.peer.space import Room, Space
 from asyncsync.secrets import Secret
 from asyncsync.testing import FakeClock
+from asyncsync.testing.values import make_manifest
 from asyncsync.units import KIB, MIB
 from asyncsync.wire import messages as m
 from asyncsync.wire.claims import Claims
@@ -430,6 +433,51 @@ async def test_what_a_token_has_pushed_is_known_when_the_head_starts_anew(
         place.head = head
         place.check(await place.begin("exp", ("w", 5), token=token), 507)
         session_of(await place.begin("exp", ("w", 4), token=token))
+
+
+async def test_a_count_that_cannot_be_written_ends_no_head(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what["message"]))
+    settings = {"keys": KeyRing((HeadKey.new(),)), "quota_file": tmp_path / "quotas.json"}
+    async with make(settings=settings) as place:
+        token = _capped(place, max_bytes=10)
+        session = session_of(await place.begin("exp", ("w", 6), token=token))
+        monkeypatch.setattr(quotas, "write_private", _disk_is_full)
+
+        left = await place.told("leave", m.Leave(), session=session, token=token)
+        assert left.status == 200
+        place.check(await place.begin("exp", ("w", 1), token=token), 503)
+        await place.good_push()
+        assert told == ["the head cannot count what this token pushes"] * 2
+        monkeypatch.undo()
+        place.check(await place.begin("exp", ("w", 5), token=token), 507)
+
+
+def _disk_is_full(path: Path, *_: object, **__: object) -> None:
+    raise ConfigError(f"cannot write {path}: No space left on device")
+
+
+async def test_what_cannot_be_noted_for_later_is_said_and_tried_again(make: Make) -> None:
+    told = list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what["message"]))
+
+    class Full(Nowhere):
+        async def queue(self, tree: str, identity: str) -> None:
+            del tree, identity
+            _disk_is_full(Path("/secret/state"))
+
+    onward = Full()
+    async with make(settings={"onward": onward}) as place:
+        session = session_of(await place.begin("exp"))
+        text = b"".join(encode(make_manifest({})))
+        answer = await place.told("commit", text, session=session)
+        place.check(answer, 503)
+        assert b"secret" not in answer.body
+        assert told == ["the head cannot note what has to be carried on"]
+        onward.queue = Nowhere().queue  # type: ignore[method-assign]
+        assert (await place.told("commit", text, session=session)).status == 200
 
 
 DAMAGES = [b"", b"{", b"{}", b"[]", b'{"asyncsync_quotas":2,"tokens":{}}']
