@@ -197,7 +197,8 @@ async def each(
     try:
         await each_bounded(limit, items, action)
     except ExceptionGroup as group:
-        raise _first(group) from None
+        one = _first(group)
+        raise one from one.__cause__
 
 
 def _first(group: BaseExceptionGroup[E]) -> E:

@@ -222,12 +222,13 @@ class LoopSyncer:
             await self._check_overlap(request.local, request.remote)
             observe(Started(direction="down", source=str(request.remote), target=request.local))
 
-            async def attempt() -> Receipt:
+            async def begin() -> Download | SharedRead:
                 if share is not None:
                     return await self._by_turns(request, store, tree, Share(**share), observe)
-                return await self._download_current(request, store, tree, observe)
+                return self._download(request, store, tree, observe)
 
-            return await self._bounded("sync down", request.remote, attempt, observe)
+            work = partial(self._current, store, tree, begin)
+            return await self._bounded("sync down", request.remote, work, observe)
 
     async def plan_down(
         self,
@@ -430,33 +431,37 @@ class LoopSyncer:
         tree: str,
         share: Share,
         observe: Observer,
-    ) -> Receipt:
-        """Download from whom the head says, and let others read it here then."""
+    ) -> SharedRead:
+        """To download from whom the head says, and let others read it here then."""
         identity = (await store.read_header(tree)).identity
         tools = self._tools(observe)
-        return await SharedRead(
+        return SharedRead(
             await self._stores.turns(request.remote),
             tree,
             identity,
-            share,
+            store,
+            share if request.selection.everything else None,  # of a part nobody reads all
             lambda line: self._stores.joined(line, observe),
             lambda place, held: Download(request, place, held, tools, identity).run(),
-            self._clock,
-            observe,
-        ).run(store)
+            clock=self._clock,
+            observe=observe,
+        )
 
-    async def _download_current(
-        self, request: DownloadRequest, store: TreeStore, tree: str, observe: Observer
+    async def _current(
+        self,
+        store: TreeStore,
+        tree: str,
+        begin: Callable[[], Awaitable[Download | SharedRead]],
     ) -> Receipt:
-        """Download; once more if another version was committed while the old one was read."""
+        """Download; again if another version was committed while the old one was read."""
         for _ in range(_REREADS):
-            download = self._download(request, store, tree, observe)
+            download = await begin()
             try:
                 return await download.run()
             except (IntegrityError, TransferError):
                 if await self._is_current(store, tree, download.identity):
                     raise
-        return await self._download(request, store, tree, observe).run()
+        return await (await begin()).run()
 
     @staticmethod
     async def _is_current(store: TreeStore, tree: str, identity: str | None) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from ..clock import Clock
-from ..concurrency import beside
-from ..errors import AsyncSyncError
+from ..concurrency import beside, quietly
+from ..errors import AsyncSyncError, TransferError, TransientError
 from ..events import FellBack, Observer
 from ..names import new_attempt
 from ..secrets import Secret
-from ..storage import Became, Share, TreeStore, Turn, Turns
+from ..storage import Backoff, Became, Share, TreeStore, Turn, Turns, retry
 from .base import Receipt
 
 __all__ = ["SharedRead"]
@@ -25,28 +26,36 @@ class SharedRead:
     Args:
         turns: the head that says whose turn it is.
         tree, identity: the commit.
+        origin: the store of that head.
+        share: how others read it here then; None: they cannot.
         joined: the store behind a join string.
         read: reads the commit from a store, and nothing else if another one is there.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a use of its own
         self,
         turns: Turns,
         tree: str,
         identity: str,
-        share: Share,
+        origin: TreeStore,
+        share: Share | None,
         joined: Callable[[Secret], Awaitable[TreeStore]],
         read: Callable[[TreeStore, str], Awaitable[Receipt]],
+        *,
         clock: Clock,
         observe: Observer,
     ) -> None:
-        self._turns, self._tree, self._identity = turns, tree, identity
-        self._share, self._joined, self._read = share, joined, read
+        self._turns, self._tree, self.identity = turns, tree, identity
+        self._origin, self._share, self._joined, self._read = origin, share, joined, read
         self._clock, self._observe = clock, observe
         self._reader = new_attempt()
 
-    async def run(self, origin: TreeStore) -> Receipt:
-        """Read it where the head says; then say that others may read it here."""
+    async def run(self) -> Receipt:
+        """Read it where the head says; then say that others may read it here.
+
+        Who did not give it is passed over, for all. Failed for another reason, or cancelled, it
+        leaves its turn to the others.
+        """
         while True:
             turn = await self._say("ask")
             if not turn.go:
@@ -54,33 +63,48 @@ class SharedRead:
                 continue
             try:
                 async with beside(self._keep_alive):
-                    receipt = await self._read_at(turn, origin)
-            except AsyncSyncError as exc:
-                await self._say("failed")
-                if not turn.line:
+                    receipt = await self._read_at(turn)
+            except BaseException as exc:
+                if not turn.line or not isinstance(exc, AsyncSyncError) or _is_local(exc):
+                    await quietly(lambda: self._say("done"))
                     raise
+                await self._say("failed")
                 used = "another node that has it, or the origin"
                 self._observe(FellBack(damaged="a node", used=used, reason=str(exc)))
                 continue
-            await self._say("done", self._share)
+            # It is here, whether or not others hear of it.
+            await quietly(lambda: self._say("done", self._share))
             return receipt
 
-    async def _read_at(self, turn: Turn, origin: TreeStore) -> Receipt:
+    async def _read_at(self, turn: Turn) -> Receipt:
         if not turn.line:
-            return await self._read(origin, self._tree)
+            return await self._read(self._origin, self._tree)
         return await self._read(await self._joined(Secret(turn.line)), turn.held)
 
     async def _keep_alive(self) -> None:
         while True:
             await self._clock.sleep(_ALIVE_S)
-            await self._say("ask")
+            with suppress(TransientError):  # whoever gives it may go on while the head is away
+                await self._say("ask")
 
     async def _say(self, became: Became, share: Share | None = None) -> Turn:
-        return await self._turns.turn(
-            self._tree,
-            self._identity,
-            self._reader,
-            became,
-            line=share.line if share else "",
-            held=share.tree if share else "",
+        line, held = (share.line, share.tree) if share else ("", "")
+
+        async def say() -> Turn:
+            return await self._turns.turn(
+                self._tree, self.identity, self._reader, became, line=line, held=held
+            )
+
+        return await retry(
+            say, Backoff(), self._clock, what="ask for a turn", observe=self._observe
         )
+
+
+def _is_local(error: AsyncSyncError) -> bool:
+    """Whether it is the disk here that failed: then nobody else is to blame.
+
+    What another node says of itself bears no error of this system, so it cannot pass for one.
+    """
+    if isinstance(error, TransferError):
+        return any(map(_is_local, error.failures))
+    return error.side == "target" and isinstance(error.__cause__, OSError)

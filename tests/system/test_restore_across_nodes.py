@@ -220,6 +220,44 @@ async def test_who_gives_something_else_is_found_out(
     assert (other / "c7/weights").read_bytes() == b"7" * 1000
 
 
+async def test_who_has_restored_a_part_gives_it_to_nobody(
+    head: PeerServer, syncer: StorageSyncer, worker: Worker, calls: Calls, tmp_path: Path
+) -> None:
+    heard: list[Event] = []
+    there = await save(head, syncer, tmp_path / "work")
+    for number in (1, 2):
+        own, mine, place = await worker(number)
+        await own.sync_down(
+            there, place / "c7", include=["w*"], share=mine.share("c7"), observe=heard.append
+        )
+
+    assert [event for event in heard if isinstance(event, FellBack)] == []
+    assert calls[str(tmp_path / "head"), "open"] == 2
+
+
+async def test_a_version_that_comes_while_another_is_read_by_turns_is_read_instead(
+    head: PeerServer, syncer: StorageSyncer, worker: Worker, tmp_path: Path
+) -> None:
+    there, made = f"{head.location}/exp/trial", checkpoint(tmp_path / "work", 1)
+    await syncer.sync_up(made, there, kind="rolling")
+    own, mine, place = await worker(1)
+    turn, replaced = handlers.HANDLERS["turn"], False
+
+    async def late(head: Any, call: Any) -> Any:
+        nonlocal replaced
+        if not replaced:  # the reader knows which version it wants by now
+            replaced = True
+            await anyio.Path(made / "weights").write_bytes(b"new")
+            await syncer.sync_up(made, there, kind="rolling")
+        return await turn(head, call)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(handlers.HANDLERS, "turn", late)
+        await own.sync_down(there, place / "trial", share=mine.share("trial"))
+
+    assert (place / "trial/weights").read_bytes() == b"new"
+
+
 async def test_what_the_origin_cannot_give_is_an_error(
     head: PeerServer, syncer: StorageSyncer, worker: Worker, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from asyncsync.concurrency import (
     Budget,
     ByteBudget,
     Threads,
+    each,
     each_bounded,
     finish,
     quietly,
@@ -664,3 +665,12 @@ async def test_a_small_piece_gets_memory_of_its_size() -> None:
         used, size = budget.used, len(bytes(buffer.obj))
 
     assert (used, size) == (3, 3)
+
+
+async def test_the_first_failure_of_each_keeps_what_caused_it() -> None:
+    async def fail(number: int) -> None:
+        raise ConfigError(str(number)) from OSError(number)
+
+    with pytest.raises(ConfigError) as info:
+        await each([1, 2], fail)
+    assert isinstance(info.value.__cause__, OSError)
