@@ -22,6 +22,8 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Committed, Planned
 from asyncsync.names import MANIFEST
+from asyncsync.storage.local.fs import rename_over
+from asyncsync.storage.local.trash import sweep
 from asyncsync.storage.memory import memory_objects
 from asyncsync.syncing.part import Patience
 from asyncsync.syncing.requests import upload_request
@@ -244,6 +246,26 @@ async def test_a_commit_is_replaced_on_demand_only(target: str, tmp_path: Path) 
     assert (await asyncsync.verify(target)).ok
     assert receipts[0].files == len(WHOLE)
     assert await raw(target, tmp_path) == {*WHOLE, MANIFEST}
+
+
+async def test_whoever_sweeps_while_a_group_is_removed_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, swept = tmp_path / "there" / "ckpt", list[str]()
+
+    def swept_before(at: int, old: str, to: int, new: str) -> None:
+        if "-group-" in old and len(swept) < 2:
+            swept.append(old)
+            sweep(at, target.name, str(target))
+        rename_over(at, old, to, new)
+
+    monkeypatch.setattr("asyncsync.storage.local.group.rename_over", swept_before)
+    async with running(tmp_path) as rank:
+        await all_ranks(rank, str(target), PARTS)
+
+    assert len(swept) == 2
+    assert (await asyncsync.verify(target)).ok
+    assert os.listdir(target.parent) == [target.name]
 
 
 async def test_a_rank_may_not_leave_another_part(target: str, tmp_path: Path) -> None:

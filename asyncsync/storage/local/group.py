@@ -185,9 +185,11 @@ class _Home:
     def _take_away(self, entry: str) -> None:
         """Remove a group's directory; out of sight first: its ranks may be alive."""
         holder = holder_name(self._name, "tmp", new_attempt())
-        os.mkdir(holder, 0o700, dir_fd=self._at)
-        with opened(self._at, holder) as held:
-            rename_over(self._at, entry, held, TREE)
+        while _exists(self._at, entry):
+            os.mkdir(holder, 0o700, dir_fd=self._at)
+            # Who sweeps just then takes the holder for one that was left behind: once more.
+            with suppress(FileNotFoundError), opened(self._at, holder) as held:
+                rename_over(self._at, entry, held, TREE)
         with suppress(OSError):  # a rank that has not noticed yet: swept by the next attempt
             if self._name:
                 sweep(self._at, self._name, self._place.where)
