@@ -123,6 +123,12 @@ class Connection:
         # Few are of that kind, and thousands of the others.
         return await (self._answered if method == "HEAD" else self._signed)(opened, request)
 
+    async def look(self, what: str) -> Answer:
+        """Ask whether the bucket is there; whatever comes is the answer."""
+        opened = await self._open(what)
+        url = bucket_url(opened.base_url, self.bucket)
+        return await self._answered(opened, _Request("HEAD", url, {}, what, _EMPTY))
+
     async def ask(self, what: str, query: str) -> Answer:
         """Read a document about the bucket; `query` is encoded.
 

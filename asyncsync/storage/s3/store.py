@@ -243,9 +243,11 @@ class S3Objects:
 
     async def examine(self) -> Examined:
         what = f"look at s3://{quote(self._connection.bucket)}"
-        async with self._connection.sdk(what) as client:
-            answer = await client.head_bucket(Bucket=self._connection.bucket)
-        offset_s = self._connection.clock_offset_s(_named(answer["ResponseMetadata"]))
+        answer = await self._connection.look(what)
+        offset_s = self._connection.clock_offset_s(answer.headers)
+        if answer.status == 403:  # as where only what is below a prefix may be listed
+            return Examined(offset_s, ("the bucket as a whole may not be looked at",))
+        self._check(what, answer)
         return Examined(offset_s, (await self._lifecycle_note(),))
 
     async def _lifecycle_note(self) -> str:
@@ -408,8 +410,3 @@ def _aborts(rule: Mapping[str, Any]) -> bool:
 def _prefix(rule: Mapping[str, Any]) -> str:
     """What the keys have in common that a rule is for; older rules have no filter."""
     return str(rule.get("Filter", rule).get("Prefix", ""))
-
-
-def _named(metadata: Mapping[str, Any]) -> dict[str, str]:
-    headers = metadata.get("HTTPHeaders", {})
-    return {"Date": headers.get("date", "")}
