@@ -1,6 +1,6 @@
-"""Connections to a head: how many there may be, and how long one may keep us waiting.
+"""One connection to a head: how long it may keep us waiting.
 
-aiohttp has neither deadlines for heads nor bounds for connections, and copies a body four times on
+aiohttp has no deadlines for heads, nor for who takes no answers, and copies a body four times on
 its way. What is done here instead touches attributes of its `RequestHandler` that are not public;
 tests/unit/test_peer_protocol.py says which, for the next release of aiohttp.
 """
@@ -8,7 +8,8 @@ tests/unit/test_peer_protocol.py says which, for the next release of aiohttp.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import math
+from collections.abc import Callable
 from typing import Any, cast
 
 from aiohttp import web
@@ -22,48 +23,35 @@ from ..wire.failures import fault_of
 from ..wire.limits import Limits
 from ..wire.messages import CONTENT_TYPE, encode
 
-__all__ = ["Connections", "PeerProtocol"]
+__all__ = ["PeerProtocol"]
 
 _READ_BYTES = 512 * KIB
-
-
-class Connections:
-    """Makes the protocol of each connection, and counts them.
-
-    Args:
-        server: whom requests are handed to.
-    """
-
-    def __init__(self, server: Server, limits: Limits) -> None:
-        self.limits, self._server = limits, server
-        self._open: Counter[str] = Counter()
-
-    def __call__(self) -> PeerProtocol:
-        return PeerProtocol(self, self._server)
-
-    def admit(self, address: str) -> bool:
-        """Whether one more from there is taken; if so, it counts until `leave`."""
-        total = self._open.total()
-        most = self.limits.max_connections_per_address
-        if total >= self.limits.max_connections or self._open[address] >= most:
-            return False
-        self._open[address] += 1
-        return True
-
-    def leave(self, address: str) -> None:
-        """It has ended."""
-        self._open[address] -= 1
-        if not self._open[address]:
-            del self._open[address]
+_PROGRESS_BYTES = 4 * KIB
 
 
 class PeerProtocol(RequestHandler):
-    """A connection that has to be admitted, and whose heads have to come in time."""
+    """A connection that keeps nobody waiting for long.
 
-    __slots__ = ("_address", "_connections", "_deadline", "_heads")
+    Args:
+        begins, ends: are told when it has shaken hands, and when it is lost after that.
 
-    def __init__(self, connections: Connections, server: Server) -> None:
-        limits = connections.limits
+    Attributes:
+        address: where it comes from.
+        began: whether it has shaken hands.
+    """
+
+    __slots__ = (
+        *("_begins", "_deadline", "_ends", "_heads", "_left_bytes", "_limits", "_line"),
+        *("_moved", "_still_since", "address", "began"),
+    )
+
+    def __init__(
+        self,
+        server: Server,
+        limits: Limits,
+        begins: Callable[[PeerProtocol], object],
+        ends: Callable[[PeerProtocol], object],
+    ) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -76,26 +64,46 @@ class PeerProtocol(RequestHandler):
             lingering_time=0.0,
             read_bufsize=_READ_BYTES,
         )
-        self._connections, self._address = connections, ""
+        self._limits, self._begins, self._ends = limits, begins, ends
+        self.address, self.began = "", False
         self._deadline: asyncio.TimerHandle | None = None
         self._heads = 0
+        self._line: asyncio.Transport | None = None
+        self._left_bytes, self._moved, self._still_since = 0, False, math.inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        peer = transport.get_extra_info("peername")
-        address = peer[0] if isinstance(peer, tuple) else ""
-        if self._connections.admit(address):
-            self._address = address
-            self._wait_for_head()
-        else:
-            cast("asyncio.Transport", transport).abort()
+        self._line, self.began = cast("asyncio.Transport", transport), True
+        self._begins(self)
+        self._wait_for_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._head_has_come()
-        if self._address:
-            self._connections.leave(self._address)
-            self._address = ""
+        if self._line is not None:
+            self._line = None
+            self._ends(self)
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        self._moved = True  # nearly all that there was has been taken
+        super().resume_writing()
+
+    def look(self, now: float) -> None:
+        """End it if hardly anything is taken of what it is sent, for as long as a body may idle.
+
+        aiohttp would wait for ever; and one that is closed stays open until all has been taken.
+        """
+        if (line := self._line) is None:
+            return
+        before, self._left_bytes = self._left_bytes, line.get_write_buffer_size()
+        moved = self._moved or before - self._left_bytes >= _PROGRESS_BYTES
+        self._moved = False
+        if moved or not (self._left_bytes or line.is_closing()):
+            self._still_since = math.inf
+        else:
+            self._still_since = min(self._still_since, now)
+        if now - self._still_since >= self._limits.body_idle_s:
+            line.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is None and not self._request_in_progress and not self._messages:
@@ -106,9 +114,7 @@ class PeerProtocol(RequestHandler):
             self._head_has_come()
 
     def _wait_for_head(self) -> None:
-        self._deadline = self._loop.call_later(
-            self._connections.limits.header_deadline_s, self._too_late
-        )
+        self._deadline = self._loop.call_later(self._limits.header_deadline_s, self._too_late)
 
     def _head_has_come(self) -> None:
         if self._deadline is not None:
@@ -142,7 +148,7 @@ class PeerProtocol(RequestHandler):
 
     def body_was_taken(self) -> None:
         """The body of this request has been received past the parser, as a whole."""
-        limits = self._connections.limits
+        limits = self._limits
         self._parser = HttpRequestParser(
             self,
             self._loop,

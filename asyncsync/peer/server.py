@@ -29,11 +29,11 @@ from ..wire.trust import fingerprint_of
 from .application import Application, new_request
 from .bodies import Bodies
 from .calls import Head
+from .connections import Connections, listeners
 from .guard import Guard
 from .known import Known
 from .mishaps import tell
 from .onward import Nowhere, Onward
-from .protocol import Connections
 from .quotas import Quotas
 from .sessions import Push, Read, Sessions
 from .space import Space
@@ -207,21 +207,16 @@ class PeerServer:
         runner = web.ServerRunner(server, shutdown_timeout=0.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        try:
-            listener = await asyncio.get_running_loop().create_server(
-                Connections(server, self._limits),
-                self._host,
-                self._port,
-                ssl=self._tls,
-                # A connection is counted once it has shaken hands; so it does not take long.
-                ssl_handshake_timeout=self._limits.header_deadline_s if self._tls else None,
-            )
-        except OSError as exc:
-            raise ConfigError(
-                f"cannot listen on {self._host}:{self._port}: {exc.strerror}; choose another"
-            ) from exc
-        stack.callback(listener.close)
-        self._port = listener.sockets[0].getsockname()[1]
+        connections = Connections(server, self._limits, self._clock, self._tls)
+        sockets = await listeners(self._host, self._port)
+        for one in sockets:
+            stack.callback(one.close)
+        self._port = sockets[0].getsockname()[1]
+        group = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(group.cancel_scope.cancel)
+        group.start_soon(connections.watch)
+        for one in sockets:
+            group.start_soon(connections.accept, group, one)
 
     async def _sweep(self, *sessions: Sessions[Read] | Sessions[Push]) -> None:
         while True:

@@ -6,6 +6,8 @@ import asyncio
 import os
 import resource
 import socket
+import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,8 @@ from asyncsync.digest import CHUNK_BYTES
 from asyncsync.errors import ConfigError
 from asyncsync.manifest import encode
 from asyncsync.peer import PeerServer, quotas
+from asyncsync.peer.authority import Pair
+from asyncsync.peer.certificates import server_context
 from asyncsync.peer.onward import Nowhere
 from asyncsync.peer.space import Room, Space
 from asyncsync.secrets import Secret
@@ -161,11 +165,13 @@ async def test_without_descriptors_nobody_comes_in_and_then_they_do(make: Make) 
                 assert late.recv(12) == b"HTTP/1.1 200"
 
 
-async def test_who_sends_and_never_listens_is_not_listened_to_either(make: Make) -> None:
-    async with make() as place:
+async def test_who_sends_and_never_listens_is_not_listened_to_and_then_let_go(make: Make) -> None:
+    clock = FakeClock()
+    async with make(clock, max_connections=1) as place:
         host, _, port = place.head.address.rpartition(":")
-        flood = request("GET", HELLO, token=place.token) * 100
+        flood = request("GET", "/nothing") * 100  # it needs no token for that
         with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * KIB)
             raw.setblocking(False)
             raw.connect_ex((host, int(port)))
             await anyio.wait_writable(raw)
@@ -178,7 +184,35 @@ async def test_who_sends_and_never_listens_is_not_listened_to_either(make: Make)
                     stuck += 1
                 await anyio.lowlevel.checkpoint()
                 assert sent < 64 * MIB, "all of it was taken in"
-            await place.good_push()
+            hello = request("GET", HELLO, token=place.token)
+            assert await place.ask(hello) is None, "there is one place only"
+            with anyio.fail_after(10):
+                while await place.ask(hello) is None:
+                    await clock.advance(15)
+
+
+async def test_handshakes_count_to_the_connections_and_end(make: Make, tmp_path: Path) -> None:
+    ca = Pair.make_authority(time.time())
+    pem = ca.issue(["127.0.0.1"], time.time()).pem()
+    await to_thread.run_sync((tmp_path / "head.pem").write_bytes, pem)
+    context = await to_thread.run_sync(server_context, tmp_path / "head.pem")
+    settings = {"tls": context, "authority": ca.certificate_pem()}
+    limits = {"header_deadline_s": SOON_S, "max_connections_per_address": 2}
+    async with make(settings=settings, **limits) as place, place.line() as first:
+        async with place.line() as second, place.line() as third:
+            assert await third.ended(), "two that have said nothing yet are all that may be"
+            assert await first.ended()
+            assert await second.ended()
+        async with place.line() as garbage:
+            await garbage.send(request("GET", HELLO, token=place.token))
+            assert await _rest(garbage) < 100, "an alert at most"
+        trusting = ssl.create_default_context(cadata=ca.certificate_pem())
+        host, _, port = place.head.address.rpartition(":")
+        for _ in range(3):
+            secure = await anyio.connect_tcp(host, int(port), ssl_context=trusting)
+            await secure.send(request("GET", HELLO, token=place.token))
+            assert (await secure.receive()).startswith(b"HTTP/1.1 200")
+            await secure.aclose()
 
 
 # -- bodies
