@@ -218,7 +218,7 @@ async def check_reach(remote_dir: Path) -> None:
     where = quote(str(location))
     if location.scheme == "file":
         await anyio.to_thread.run_sync(_find_marker, location.path)
-    async with _opened(location) as (store, tree):
+    async with _opened(location, patient=False) as (store, tree):
         try:
             await store.probe(tree)
             if location.scheme in ("peer", "peers"):
@@ -312,12 +312,14 @@ async def join(line: str | Secret) -> Joined:
 
 
 @asynccontextmanager
-async def _opened(location: Location) -> AsyncIterator[tuple[TreeStore, str]]:
+async def _opened(
+    location: Location, *, patient: bool = True
+) -> AsyncIterator[tuple[TreeStore, str]]:
     """The store of a location, for questions that are not of syncing."""
     threads = Threads(4)
     stores = Stores(threads=threads, clock=SystemClock())
     try:
-        yield await stores.open(location, ignore)
+        yield await stores.open(location, ignore, patient=patient)
     finally:
         await stores.aclose()
         threads.close()

@@ -25,6 +25,7 @@ __all__ = ["Stores", "check_scheme"]
 
 _PEERS = ("peer", "peers")
 _PATIENT = Backoff(attempts=7)  # a server that is restarted is back within half a minute
+_BRIEF = Backoff(attempts=2)  # where there is another place to turn to
 
 
 class _Kind(NamedTuple):
@@ -103,19 +104,25 @@ class Stores:
         self._turn = anyio.Lock()
         self._budget = RetryBudget(clock)
 
-    async def open(self, location: Location, observe: Observer) -> tuple[TreeStore, str]:
+    async def open(
+        self, location: Location, observe: Observer, *, patient: bool = True
+    ) -> tuple[TreeStore, str]:
         """The store that `location` is in, ready for use, and the name of its tree there.
 
         Connects to nothing. Closed by `aclose`, not by whoever uses it.
 
         Args:
             observe: hears of what is retried in this use.
+            patient: whether a node that does not answer is waited for.
 
         Raises:
             ConfigError: the scheme is unknown, or its extra is not installed.
         """
         check_scheme(location.scheme)
-        equip = _Equip(self._clock, self._max_requests, observe)
+        backoff = Backoff()
+        if location.scheme in _PEERS:
+            backoff = _PATIENT if patient else _BRIEF
+        equip = _Equip(self._clock, self._max_requests, observe, backoff)
         if location.scheme == "file":
             local = import_module(".local", __package__)
             trees = cast("TreeStore", local.LocalTrees("/", self._threads))
@@ -152,7 +159,7 @@ class Stores:
                 self._open[key] = make(
                     line, threads=self._threads, max_requests=self._max_requests, clock=self._clock
                 )
-        return _Equip(self._clock, self._max_requests, observe)(self._open[key], None)
+        return _Equip(self._clock, self._max_requests, observe, _BRIEF)(self._open[key], None)
 
     async def _connect(self, location: Location) -> TreeStore:
         if location.scheme in _PEERS:
@@ -220,11 +227,12 @@ class _Equip(NamedTuple):
     clock: Clock
     max_requests: int
     observe: Observer
+    backoff: Backoff
 
     def __call__(self, trees: TreeStore, rate: Rate | None) -> TreeStore:
         return equip_trees(
             trees,
-            backoff=Backoff(),
+            backoff=self.backoff,
             clock=self.clock,
             max_requests=self.max_requests,
             rate=rate,

@@ -218,13 +218,18 @@ class LoopSyncer:
         observe: Observer = ignore,
     ) -> Receipt:
         request = DownloadRequest.of(remote_dir, local_dir, exclude, include, allow_unverified)
-        async with self._store(request.remote, observe) as (store, tree):
+        return await self._fetch(request, Share(**share) if share else None, observe)
+
+    async def _fetch(
+        self, request: DownloadRequest, share: Share | None, observe: Observer, patient: bool = True
+    ) -> Receipt:
+        async with self._store(request.remote, observe, patient) as (store, tree):
             await self._check_overlap(request.local, request.remote)
             observe(Started(direction="down", source=str(request.remote), target=request.local))
 
             async def begin() -> Download | SharedRead:
                 if share is not None:
-                    return await self._by_turns(request, store, tree, Share(**share), observe)
+                    return await self._by_turns(request, store, tree, share, observe)
                 return self._download(request, store, tree, observe)
 
             work = partial(self._current, store, tree, begin)
@@ -314,8 +319,8 @@ class LoopSyncer:
                 yield news
             await self._clock.sleep(period_s)
 
-    async def _find(self, remote: Location) -> list[Commit]:
-        async with self._store(remote, self._observe) as (store, tree):
+    async def _find(self, remote: Location, patient: bool = True) -> list[Commit]:
+        async with self._store(remote, self._observe, patient) as (store, tree):
             return await self._bounded(
                 "list", remote, lambda: find_commits(store, remote, tree), self._observe
             )
@@ -335,13 +340,11 @@ class LoopSyncer:
     ) -> Receipt:
         remote, places = Location.parse(remote_dir), [Location.parse(place) for place in copies]
 
-        async def fetch(commit: Commit) -> Receipt:
+        async def fetch(commit: Commit, patient: bool) -> Receipt:
             # By turns only where the head has it that says whose turn it is.
             turns = share if commit.location.startswith(str(remote)) else None
-            return await self.sync_down(
-                commit.location, local_dir, include=include, exclude=exclude, share=turns,
-                observe=observe,
-            )  # fmt: skip
+            request = DownloadRequest.of(commit.location, local_dir, exclude, include, False)
+            return await self._fetch(request, Share(**turns) if turns else None, observe, patient)
 
         return await Restore(remote, places, self._find, fetch, observe).run(
             step, fallback=fallback
@@ -365,7 +368,7 @@ class LoopSyncer:
 
     @asynccontextmanager
     async def _store(
-        self, location: Location, observe: Observer
+        self, location: Location, observe: Observer, patient: bool = True
     ) -> AsyncIterator[tuple[TreeStore, str]]:
         if self._closed:
             raise ConfigError("this StorageSyncer is closed; open a new one")
@@ -376,7 +379,7 @@ class LoopSyncer:
             )
         self._loop, self._active = loop, self._active + 1
         try:
-            yield await self._stores.open(location, observe)
+            yield await self._stores.open(location, observe, patient=patient)
         finally:
             self._active -= 1
 

@@ -26,15 +26,16 @@ class Restore:
         remote: where commits are kept: it has to answer.
         copies: where some of them may be as well.
         find: the commits at a place.
-        fetch: syncs one of them down.
+        fetch: syncs one of them down. Both are told whether to be patient: a node that does not
+            answer is waited for only if there is no other place to turn to.
     """
 
     def __init__(
         self,
         remote: Location,
         copies: Sequence[Location],
-        find: Callable[[Location], Awaitable[list[Commit]]],
-        fetch: Callable[[Commit], Awaitable[Receipt]],
+        find: Callable[[Location, bool], Awaitable[list[Commit]]],
+        fetch: Callable[[Commit, bool], Awaitable[Receipt]],
         observe: Observer,
     ) -> None:
         self._remote, self._copies = remote, copies
@@ -65,7 +66,7 @@ class Restore:
         for commit, next_ in zip(copies.commits, [*copies.commits[1:], None], strict=True):
             try:
                 refuse_damaged(commit)
-                return await self._fetch(commit)
+                return await self._fetch(commit, next_ is None)
             except AsyncSyncError as exc:
                 if next_ is None:
                     raise
@@ -79,10 +80,10 @@ class Restore:
         async def look(place: Location) -> None:
             try:
                 if place == self._remote:
-                    seen[place] = candidates(await self._find(place), place)
+                    seen[place] = candidates(await self._find(place, True), place)
                     return
                 with anyio.fail_after(_LOOK_S):
-                    there = candidates(await self._find(place), place)
+                    there = candidates(await self._find(place, False), place)
                     seen[place] = [commit for commit in there if commit.damaged is None]
             except NotFoundError:
                 if not self._copies:

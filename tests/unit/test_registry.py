@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
-from asyncsync.concurrency import Threads
-from asyncsync.errors import ConfigError
+from asyncsync.concurrency import Threads, beside
+from asyncsync.errors import ConfigError, TransientError
 from asyncsync.events import ignore
 from asyncsync.location import Location
 from asyncsync.storage import Stores
+from asyncsync.storage.peer import PeerTrees
 from asyncsync.storage.registry import check_scheme
 from asyncsync.storage.retrying import RetryBudget
+from asyncsync.storage.trees import Glance
 from asyncsync.testing import FakeClock
 
 
@@ -103,3 +106,31 @@ def test_a_known_scheme_is_accepted_without_looking(scheme: str) -> None:
 def test_an_unknown_scheme_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="s3://, gs://"):
         check_scheme("bogus")
+
+
+@pytest.mark.parametrize(("patient", "tries"), [(True, 7), (False, 2)])
+async def test_a_head_that_is_started_anew_is_waited_for_unless_there_is_another_place(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, patient: bool, tries: int
+) -> None:
+    asked = 0
+
+    async def glance(self: PeerTrees, tree: str) -> Glance:
+        nonlocal asked
+        asked += 1
+        raise TransientError("connection refused")
+
+    monkeypatch.setattr(PeerTrees, "glance", glance)
+    location = Location.parse("peer://127.0.0.1:9/exp")
+    store, tree = await stores.open(location, ignore, patient=patient)
+    clock = stores._clock
+    assert isinstance(clock, FakeClock)
+
+    async with beside(partial(passing, clock)):
+        with pytest.raises(TransientError):
+            await store.glance(tree)
+    assert asked == tries
+
+
+async def passing(clock: FakeClock) -> None:
+    while True:
+        await clock.advance(1)
