@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -13,13 +14,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from asyncsync.cli.app import main
+from asyncsync.cli.runner import World
 from asyncsync.secrets import Secret
 from asyncsync.wire.claims import Claims, Operation
 from asyncsync.wire.joining import Join
@@ -58,17 +62,15 @@ class Node:
         self.environ |= {"HOME": str(folder), "PYTHONPATH": path}
 
     def run(self, *arguments: str, stdin: str = "", **environ: str) -> Ran:
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            input=stdin,
-            env={**self.environ, **environ},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=50,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        """The command line in this process, which takes itself for that machine."""
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            patch.dict(os.environ, {**self.environ, **environ}, clear=True),
+            patch.object(sys, "stdin", io.StringIO(stdin)),
+            chdir(self.folder),
+        ):
+            code = main(arguments, World(stdin=None, stdout=out, stderr=err))
+        return Ran(code, out.getvalue(), err.getvalue())
 
     @contextmanager
     def head(self, *arguments: str) -> Iterator[Head]:
