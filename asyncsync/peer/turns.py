@@ -7,6 +7,8 @@ with each round three times as many have it as before.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,7 +29,8 @@ _PER_HOLDER = 2
 _LEASE_S = 30.0  # readers say that they are alive more often than that
 _HOLDS_S = 900.0  # how long a copy is believed to be where somebody has said
 _MOST_COMMITS = 1000
-_MOST_READERS = 10_000
+_MOST_READERS = 10_000  # in all, as the next one
+_MOST_HOLDERS = 2_000  # 8 KiB each
 
 
 class Turn(NamedTuple):
@@ -61,13 +64,13 @@ class _Commit:
         self.holders = {who: until for who, until in self.holders.items() if until > now}
         self.readers = {who: one for who, one in self.readers.items() if one.until > now}
 
-    def load(self, source: Holder) -> int:
-        """How many read there."""
-        return sum(one.source == source for one in self.readers.values())
-
 
 class Turns:
-    """Gives out turns for every commit by its identity; forgets those of old."""
+    """Gives out turns for every commit by its identity; forgets those of old.
+
+    There are bounds for all commits together. Beyond them everybody reads at the origin: whoever
+    makes up readers and copies costs the head neither memory nor time, and nobody waits for them.
+    """
 
     def __init__(self) -> None:
         self._commits: dict[str, _Commit] = {}
@@ -79,11 +82,12 @@ class Turns:
         if (mine := commit.readers.get(reader)) is not None:
             mine.until = now + _LEASE_S
             return Turn(mine.source)
-        if len(commit.readers) >= _MOST_READERS:
-            return Turn(None)
-        free = [holder for holder in commit.holders if commit.load(holder) < _PER_HOLDER]
-        source: Holder | None = min(free, key=commit.load, default=None)
-        if not commit.holders and not commit.load(ORIGIN):
+        if self._is_full(now, _MOST_READERS, lambda one: len(one.readers)):
+            return Turn(ORIGIN)
+        loads = Counter(one.source for one in commit.readers.values())
+        free = [holder for holder in commit.holders if loads[holder] < _PER_HOLDER]
+        source = min(free, key=loads.__getitem__, default=None)
+        if not commit.holders and not loads[ORIGIN]:
             source = ORIGIN
         if source is not None:
             commit.readers[reader] = _Reading(source, now + _LEASE_S)
@@ -93,7 +97,10 @@ class Turns:
         """That reader has the commit, and gives it to others unless it is at ORIGIN for them."""
         commit = self._commit(identity)
         commit.readers.pop(reader, None)
-        if holder != ORIGIN:
+        if holder == ORIGIN:
+            return
+        full = self._is_full(now, _MOST_HOLDERS, lambda one: len(one.holders))
+        if holder in commit.holders or not full:
             commit.holders[holder] = now + _HOLDS_S
 
     def failed(self, identity: str, reader: str, now: float) -> None:
@@ -103,6 +110,14 @@ class Turns:
         mine = commit.readers.pop(reader, None)
         if mine is not None and mine.source != ORIGIN:
             commit.holders.pop(mine.source, None)
+
+    def _is_full(self, now: float, most: int, count: Callable[[_Commit], int]) -> bool:
+        """Whether there are so many of them in all, without those of old."""
+        if sum(map(count, self._commits.values())) < most:
+            return False
+        for commit in self._commits.values():
+            commit.expire(now)
+        return sum(map(count, self._commits.values())) >= most
 
     def _commit(self, identity: str) -> _Commit:
         found = self._commits.pop(identity, None) or _Commit()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import asyncsync.peer.turns as module
 from asyncsync.peer.turns import ORIGIN, Holder, Turn, Turns
 
 A = "a" * 64
@@ -86,3 +88,42 @@ def test_however_many_read_the_origin_is_read_once(readers: int) -> None:
     assert read.total() == readers
     assert read["origin"] == 1
     assert 3 ** (rounds - 2) <= readers
+
+
+def test_copies_that_somebody_made_up_are_bounded_in_all_and_nobody_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MOST_HOLDERS", 2)
+    monkeypatch.setattr(module, "_MOST_READERS", 3)
+    turns = Turns()
+    for number in range(4):
+        turns.done("x", "liar", Holder(f"made up {number}", ""), 0)
+    asked = [turns.ask("x", f"reader {number}", 0).source for number in range(4)]
+    turns.done(A, "one", LINE_1, 0)
+
+    assert asked == [*(Holder(f"made up {n}", "") for n in (0, 1, 0)), ORIGIN]
+    assert turns.ask(A, "two", 1) == Turn(ORIGIN), "it is full, and one more copy is not noted"
+    turns.done("x", "liar", Holder("made up 1", ""), 500)
+    turns.done(A, "one", LINE_1, 900)  # the first one is of old by now
+    assert turns.ask(A, "two", 900) == Turn(LINE_1)
+
+
+def test_a_thousand_readers_and_copies_are_served_at_once() -> None:
+    turns, looked = Turns(), 0
+
+    class Counted(Holder):
+        def __eq__(self, other: object) -> bool:
+            nonlocal looked
+            looked += 1
+            return super().__eq__(other)
+
+        __hash__ = Holder.__hash__
+
+    for number in range(1000):
+        turns.done(A, "liar", Counted(f"copy {number}", ""), 0)
+    for number in range(1000):
+        turns.ask(A, f"reader {number}", 0)
+    looked = 0
+    turns.ask(A, "one more", 0)
+
+    assert looked < 10_000
