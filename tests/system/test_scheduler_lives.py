@@ -227,19 +227,14 @@ def inline_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 OVERLAPS: list[Overlap] = ["coalesce", "queue", "skip", "supersede"]
-lives = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.mark.one_loop
-@lives
-@given(
-    steps=st.lists(STEPS, min_size=20, max_size=60),
-    overlap=st.sampled_from(OVERLAPS),
-    max_syncs=st.integers(1, 3),
-)
-def test_the_newest_state_gets_there_once_everything_works_again(
-    steps: list[Step], overlap: Overlap, max_syncs: int, tmp_path: Path
-) -> None:
+def some(lives: int) -> settings:
+    checks = [HealthCheck.function_scoped_fixture]
+    return settings(max_examples=lives, suppress_health_check=checks)
+
+
+def _works_again(steps: list[Step], overlap: Overlap, max_syncs: int, tmp_path: Path) -> None:
     async def live() -> None:
         async with Life(tmp_path, overlap, max_syncs) as life:
             scheduler = await life.scheduler.__aenter__()
@@ -305,16 +300,18 @@ async def left(life: Life, steps: list[Step], how: str) -> set[str]:
     return set()
 
 
-@pytest.mark.one_loop
-@lives
-@given(
-    steps=st.lists(STEPS, min_size=10, max_size=40),
+WORKING = given(
+    steps=st.lists(STEPS, min_size=20, max_size=60),
     overlap=st.sampled_from(OVERLAPS),
-    how=st.sampled_from(["drain", "deadline", "error", "cancel", "signal"]),
+    max_syncs=st.integers(1, 3),
 )
-def test_every_request_ends_and_what_is_lost_is_named_whenever_it_is_left(
-    steps: list[Step], overlap: Overlap, how: str, tmp_path: Path
-) -> None:
+test_the_newest_state_gets_there_once_everything_works_again = pytest.mark.one_loop(
+    some(20)(WORKING(_works_again))
+)
+test_it_gets_there_in_a_hundred_lives = pytest.mark.slow(some(100)(WORKING(_works_again)))
+
+
+def _is_left(steps: list[Step], overlap: Overlap, how: str, tmp_path: Path) -> None:
     async def live() -> None:
         async with Life(tmp_path, overlap, 2) as life:
             lost = await left(life, steps, how)
@@ -328,3 +325,14 @@ def test_every_request_ends_and_what_is_lost_is_named_whenever_it_is_left(
                 life.scheduler.report("a")
 
     asyncio.run(live())
+
+
+LEAVING = given(
+    steps=st.lists(STEPS, min_size=10, max_size=40),
+    overlap=st.sampled_from(OVERLAPS),
+    how=st.sampled_from(["drain", "deadline", "error", "cancel", "signal"]),
+)
+test_every_request_ends_and_what_is_lost_is_named_whenever_it_is_left = pytest.mark.one_loop(
+    some(20)(LEAVING(_is_left))
+)
+test_every_request_ends_in_a_hundred_lives = pytest.mark.slow(some(100)(LEAVING(_is_left)))
