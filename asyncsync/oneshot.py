@@ -6,20 +6,21 @@ There are no snapshots: closing waits for what was saved, so nobody would have c
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 import anyio.to_thread
 
 from .clock import Clock, SystemClock
 from .concurrency import Threads
-from .errors import AccessDeniedError, ConfigError, NotFoundError, quote
+from .errors import AccessDeniedError, ConfigError, NotFoundError, PermanentError, quote
 from .events import Observer, ignore
 from .location import Location
 from .manifest import Kind
 from .secrets import Secret
-from .storage import Deleted, Durability, Group, Stores, TreeStore
+from .storage import Backoff, Deleted, Durability, Group, Stores, TreeStore, retry
 from .syncing import (
     Commit,
     Path,
@@ -33,8 +34,7 @@ from .syncing import (
 from .transfer import Links
 
 if TYPE_CHECKING:
-    from .storage.peer import Joined
-    from .wire.messages import Hello
+    from .storage.peer import Joined, PeerTrees
 
 __all__ = [
     "check_reach",
@@ -51,6 +51,9 @@ __all__ = [
     "verify",
     "wait_durable",
 ]
+
+_PEERS = ("peer", "peers")
+_ASKED = 10  # a head may be away for minutes while somebody waits for hours
 
 
 async def sync_up(  # noqa: PLR0913 - the front door: every keyword is a promise of its own
@@ -221,7 +224,7 @@ async def check_reach(remote_dir: Path) -> None:
     async with _opened(location, patient=False) as (store, tree):
         try:
             await store.probe(tree)
-            if location.scheme in ("peer", "peers"):
+            if location.scheme in _PEERS:
                 await _refuse_no_push(location)
         except AccessDeniedError as exc:
             raise AccessDeniedError(f"this node cannot save at {where}: {exc}") from exc
@@ -247,7 +250,8 @@ def _find_marker(path: str) -> None:
 
 
 async def _refuse_no_push(location: Location) -> None:
-    hello = await _ask_head(location)
+    async with _head(location) as head:
+        hello = await head.hello()
     if "push" not in hello.operations:  # how far it reaches, the head has looked at
         raise AccessDeniedError(
             f"its token lets it {' and '.join(hello.operations)}; take another join string from "
@@ -272,23 +276,29 @@ async def wait_durable(
 
     Raises:
         ConfigError: no commit there ever reaches that level.
+        PermanentError: the head cannot carry it on until somebody changes something; says what.
+            It tries again because of the question.
         NotFoundError: there is none.
         AsyncSyncError: asking failed, retries included.
     """
     order, location = get_args(Durability), Location.parse(remote_dir)
     if level not in order:
         raise ConfigError(f"level is one of {', '.join(order)}, not {level!r}")
-    clock = clock or SystemClock()
-    async with _opened(location) as (store, tree):
-        while order.index(found := await store.confirm(tree)) < order.index(level):
-            peer = location.scheme in ("peer", "peers")
-            if not (peer and (await _ask_head(location)).forwards):
-                hint = "; start the head with --forward" if peer else ""
-                raise ConfigError(
-                    f"a commit at {quote(str(location))} is {found} and will not be {level}{hint}"
+    clock, where = clock or SystemClock(), quote(str(location))
+    async with _asking(location, clock) as ask:
+        while True:
+            found, failure = await ask()
+            if order.index(found) >= order.index(level):
+                return found
+            if failure is None:
+                hint = "; start the head with --forward" if location.scheme in _PEERS else ""
+                raise ConfigError(f"a commit at {where} is {found} and will not be {level}{hint}")
+            if failure:
+                raise PermanentError(
+                    f"a commit at {where} is {found}, and its head cannot carry it on: {failure}; "
+                    "mend that there, then ask again"
                 )
             await clock.sleep(period_s)
-    return found
 
 
 async def join(line: str | Secret) -> Joined:
@@ -325,14 +335,38 @@ async def _opened(
         threads.close()
 
 
-async def _ask_head(location: Location) -> Hello:
+@asynccontextmanager
+async def _asking(
+    location: Location, clock: Clock
+) -> AsyncIterator[Callable[[], Awaitable[tuple[Durability, str | None]]]]:
+    """Ask what a commit survives, and what is in the way of more; see `PeerTrees.onward`."""
+    if location.scheme not in _PEERS:
+        async with _opened(location) as (store, tree):
+
+            async def confirmed() -> tuple[Durability, None]:
+                return await store.confirm(tree), None
+
+            yield confirmed
+        return
+    async with _head(location) as head:
+
+        async def told() -> tuple[Durability, str | None]:
+            what, ask = "ask for a commit", partial(head.onward, location.path)
+            return await retry(ask, Backoff(attempts=_ASKED), clock, what=what)
+
+        yield told
+
+
+@asynccontextmanager
+async def _head(location: Location) -> AsyncIterator[PeerTrees]:
+    """The head of a location, for what only a head can be asked."""
     from .storage.peer import open_trees  # noqa: PLC0415 - needs an extra
 
     threads = Threads(2)
     secure = location.scheme == "peers"
     trees = open_trees(location.authority, secure=secure, threads=threads, max_requests=1)
     try:
-        return await trees.hello()
+        yield trees
     finally:
         await trees.aclose()
         threads.close()

@@ -41,6 +41,7 @@ __all__ = ["Forwarding", "check_place"]
 _AT_ONCE = 4  # trees; the files of each move side by side anyway
 _FIRST_S, _LONGEST_S = 1.0, 600.0
 _PERMANENT_S = 3600.0  # somebody may have changed what was in the way
+_HURRIED_S = 60.0
 _SCAN_AGAIN_S = 60.0
 _SCANS_SELDOM = 20.0  # times as long as the last one took there is none
 
@@ -66,6 +67,7 @@ class Forwarding:
         self._unsure = set[str]()  # trees whose note may not be on the disk
         self._asked = Counter[str]()  # how often a tree has been queued
         self._failures = Counter[str]()
+        self._tried_at: dict[str, float] = {}
         self._due = list[tuple[float, int, str]]()
         self._at: dict[str, int] = {}  # the entry of `_due` that counts for a tree
         self._running = set[str]()
@@ -136,6 +138,7 @@ class Forwarding:
             self._asked[tree] += 1
             note = self._known.get(tree)
             if note is not None and note.identity == identity and tree not in self._unsure:
+                self._hurry(note)
                 return
             self._failures.pop(tree, None)
             try:
@@ -145,6 +148,13 @@ class Forwarding:
 
     def has(self, tree: str, identity: str) -> bool:
         return _forwarded(self._known.get(tree)) == identity != ""
+
+    def failure(self, tree: str, identity: str) -> str:
+        note = self._known.get(tree)
+        if note is None or not (note.waits and note.permanent and note.identity == identity):
+            return ""
+        root = self._carrier.root  # where that is, is nobody's business
+        return note.failure.replace(f"{root}/", "").replace(root, "the root")
 
     @property
     def waiting(self) -> int:
@@ -221,12 +231,20 @@ class Forwarding:
             await changed.wait()
             group.cancel_scope.cancel()
 
+    def _hurry(self, note: Note) -> None:
+        """Try again now what somebody had to change something for: who asks for it may have."""
+        tree, now = note.tree, self._clock.monotonic()
+        tried_at = self._tried_at.get(tree, -math.inf)
+        if note.waits and note.permanent and now - tried_at >= _HURRIED_S:
+            self._plan(tree, 0.0)
+
     # -- doing it
 
     async def _work(self) -> None:
         while True:
             tree = await self._next()
             asked = self._asked[tree]
+            self._tried_at[tree] = self._clock.monotonic()
             try:
                 await self._do(tree, asked)
             except Exception as exc:  # noqa: BLE001 - whatever it is, it holds up nothing else
@@ -287,6 +305,7 @@ class Forwarding:
     async def _forget(self, tree: str) -> None:
         async with self._turn:
             self._known.pop(tree, None)
+            self._tried_at.pop(tree, None)
             await self._threads.run(self._notes.remove, tree)
 
     async def _failed(self, tree: str, asked: int, error: Exception) -> None:

@@ -31,6 +31,10 @@ class Onward(Protocol):
         """Whether this very commit has arrived there."""
         ...
 
+    def failure(self, tree: str, identity: str) -> str:
+        """Why this very commit cannot arrive until somebody changes something; empty: it can."""
+        ...
+
 
 class Nowhere:
     """Trees stay where they are."""
@@ -43,6 +47,10 @@ class Nowhere:
     def has(self, tree: str, identity: str) -> bool:
         del tree, identity
         return False
+
+    def failure(self, tree: str, identity: str) -> str:
+        del tree, identity
+        return ""
 
 
 async def queue(onward: Onward, tree: str, identity: str) -> None:

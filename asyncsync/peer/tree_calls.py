@@ -97,9 +97,11 @@ async def confirm(head: Head, call: Call) -> Answer:
     if (level := head.known.level(tree, identity)) is None:
         level = await head.store.confirm(tree)
         identity = (await head.store.read_header(tree)).identity
-    await queue(head.onward, tree, identity)
+    onward = head.onward
+    failure = onward.failure(tree, identity) if onward.forwards else None
+    await queue(onward, tree, identity)  # what has failed is tried again because of it
     head.known.note(tree, identity, level)
-    return answer(m.Level(durability=level_of(level, head.onward, tree, identity)))
+    return answer(m.Level(durability=level_of(level, onward, tree, identity), onward=failure))
 
 
 async def delete(head: Head, call: Call) -> Answer:

@@ -28,7 +28,7 @@ from ..errors import (
 )
 from .messages import Fault, path_of, text_of
 
-__all__ = ["CodingError", "GoneError", "UnauthorizedError", "error_of", "fault_of"]
+__all__ = ["CodingError", "GoneError", "UnauthorizedError", "error_of", "fault_of", "plain"]
 
 
 class UnauthorizedError(AccessDeniedError):
@@ -105,7 +105,7 @@ def error_of(status: int, fault: Fault, what: str) -> AsyncSyncError:
     kind = _KINDS.get(fault.kind)
     if kind is None or _STATUS[kind] != status:
         raise FormatError(f"{what}: an answer with status {status} and another error in it")
-    message = f"{what}: {_plain(fault.message)}"
+    message = f"{what}: {plain(fault.message)}"
     if kind is ConflictError:
         if _WINNER.fullmatch(fault.winner) is None:
             raise FormatError(f"{what}: a conflict with what is no commit")
@@ -119,6 +119,6 @@ def error_of(status: int, fault: Fault, what: str) -> AsyncSyncError:
     return kind(message, side=fault.side, paths=paths)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """What a head says, as one line without control characters."""
     return "".join(c if c.isprintable() else "?" for c in text[:2000])

@@ -287,9 +287,14 @@ class Receipt(Message, kw_only=True):
 
 
 class Level(Message, kw_only=True):
-    """What the commit of a tree survives."""
+    """What the commit of a tree survives, and whether the head carries it on.
+
+    `onward` is null: it does not; empty: it does, or has; a text: why it cannot, until somebody
+    changes something.
+    """
 
     durability: str
+    onward: str | None = None
 
 
 class Deletion(Message, kw_only=True):

@@ -11,10 +11,13 @@ import anyio
 import pytest
 
 import asyncsync
-from asyncsync.errors import AccessDeniedError, ConfigError, TransientError
+from asyncsync.clock import Clock, SystemClock
+from asyncsync.concurrency import Threads
+from asyncsync.errors import AccessDeniedError, ConfigError, PermanentError, TransientError
 from asyncsync.head import Forwarding
 from asyncsync.location import Location
 from asyncsync.peer import Onward
+from asyncsync.storage.local import LocalTrees
 from asyncsync.testing import FakeClock
 from asyncsync.wire.claims import Operation
 
@@ -145,12 +148,13 @@ async def test_a_bucket_is_written_to(moto: Server, monkeypatch: pytest.MonkeyPa
 
 
 @asynccontextmanager
-async def forwarding(folder: Path, clock: FakeClock) -> AsyncIterator[Onward]:
+async def forwarding(folder: Path, clock: Clock, **options: Any) -> AsyncIterator[Onward]:
     (folder / "state").mkdir(mode=0o700, exist_ok=True)
     (folder / "root").mkdir(exist_ok=True)
     (folder / "cloud").mkdir(exist_ok=True)
     place = Location.parse(folder / "cloud")
-    async with Forwarding.open(str(folder / "root"), place, folder / "state", clock=clock) as found:
+    root, state = str(folder / "root"), folder / "state"
+    async with Forwarding.open(root, place, state, clock=clock, **options) as found:
         yield found
 
 
@@ -178,6 +182,9 @@ async def test_waiting_asks_again_after_each_period(tmp_path: Path) -> None:
         def has(self, tree: str, identity: str) -> bool:
             return self.asked > 4
 
+        def failure(self, tree: str, identity: str) -> str:
+            return ""
+
     slow, clock = Slow(), FakeClock()
     async with head(tmp_path, onward=slow) as server:
         where = f"{(await asyncsync.join(server.join_string())).location}/ckpt_1"
@@ -194,6 +201,34 @@ async def test_waiting_asks_again_after_each_period(tmp_path: Path) -> None:
             group.cancel_scope.cancel()
 
     assert slow.asked == 5  # the commit itself, and four questions
+
+
+async def test_what_a_head_cannot_carry_on_ends_the_wait_with_its_cause(tmp_path: Path) -> None:
+    target = Denied(LocalTrees("/", Threads(1)))
+    async with (
+        forwarding(tmp_path, SystemClock(), target=target) as onward,
+        head(tmp_path, onward=onward) as server,
+    ):
+        where = f"{(await asyncsync.join(server.join_string())).location}/ckpt_1"
+        await asyncsync.sync_up(checkpoint(tmp_path), where)
+
+        with anyio.fail_after(10):
+            with pytest.raises(PermanentError, match="cannot carry it on: the bucket denies it; m"):
+                await asyncsync.wait_durable(where, period_s=0.01)
+            assert await asyncsync.wait_durable(where, level="head-fsync") == "head-fsync"
+
+
+class Denied:
+    """Nobody may write there."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def begin(self, tree: str, intent: Any) -> Any:
+        raise AccessDeniedError("the bucket denies it")
 
 
 async def test_who_waits_for_what_never_comes_is_told(tmp_path: Path) -> None:

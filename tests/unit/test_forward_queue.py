@@ -259,6 +259,29 @@ async def test_a_failure_that_stays_is_visible_and_holds_up_nothing_else(place: 
         assert forwarding.has("a", identity)
 
 
+async def test_who_asks_for_what_failed_for_good_hears_why_and_has_it_tried_again(
+    place: Place,
+) -> None:
+    denied = AccessDeniedError(f"{place.root}/t: no")
+    identity = await place.commit("t", "one")
+    async with place.forwarding(first(denied, denied)) as forwarding:
+        await place.heard.until(1)
+
+        assert forwarding.failure("t", identity) == "t: no"
+        assert forwarding.failure("t", "another") == forwarding.failure("x", identity) == ""
+        await forwarding.queue("t", identity)  # at once, it is not tried again
+        assert forwarding._at == {"t": 1}
+        await place.clock.advance(60)
+        await forwarding.queue("t", identity)
+        await place.heard.until(2)
+        await place.clock.advance(60)
+        await forwarding.queue("t", identity)
+        await place.heard.until(3)
+
+        assert forwarding.has("t", identity)
+        assert forwarding.failure("t", identity) == ""
+
+
 async def test_a_new_version_does_not_wait_for_the_pause_of_the_last_one(place: Place) -> None:
     await place.commit("t", "one", kind="rolling")
     async with place.forwarding(first(AccessDeniedError("no"))) as forwarding:

@@ -20,6 +20,7 @@ from ...errors import (
 from ...manifest import MAX_MANIFEST_BYTES, VERSION, Header, Manifest, decode
 from ...secrets import Secret
 from ...wire import messages as m
+from ...wire.failures import plain
 from ...wire.joining import Join
 from ..groups import Group
 from ..trees import (
@@ -223,9 +224,17 @@ class PeerTrees:
     async def confirm(self, tree: str) -> Durability:
         if (level := self._confirmed.pop(tree, None)) is not None:
             return level  # that of the commit that was read just now
+        return (await self.onward(tree))[0]
+
+    async def onward(self, tree: str) -> tuple[Durability, str | None]:
+        """What the commit survives, and why the head cannot carry it on.
+
+        Empty: it can, or has; None: it carries nothing on.
+        """
         what = f"confirm {self._at(tree)}"
         said = await self._link.told(m.Level, "confirm", m.TreeName(tree=tree), what=what)
-        return durability_of(said.durability, what)
+        failure = None if said.onward is None else plain(said.onward)
+        return durability_of(said.durability, what), failure
 
     async def hello(self) -> m.Hello:
         """What the head says of itself, and of our token."""
