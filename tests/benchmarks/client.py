@@ -12,7 +12,9 @@ import importlib
 import json
 import os
 import shutil
+import ssl
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -39,6 +41,7 @@ _IMPORTS = {
     "scheduler": ("asyncsync.scheduling",),
     "64 clients": (),
     "bare pipe": ("tests.benchmarks.pipe",),
+    "bare pipe, TLS": ("tests.benchmarks.pipe", "asyncsync.peer.authority"),
 }
 _PEER_IMPORTS = ("asyncsync.storage.peer", "asyncsync.syncing")
 _PROGRAMS, _CLIENTS = 4, 16
@@ -137,20 +140,32 @@ def crowd(text: str, number: str) -> None:
     print(json.dumps(uvloop.run(all_of_them())))
 
 
-async def _bare_pipe(job: Job) -> dict[str, float]:
+async def _bare_tls_pipe(job: Job) -> dict[str, float]:
+    from asyncsync.peer.certificates import prepare_certificates
+    from asyncsync.wire.trust import client_context
+
+    with tempfile.TemporaryDirectory() as state:
+        made = prepare_certificates(Path(state) / "made", ["127.0.0.1"], now=time.time())
+        context = client_context(made.authority, fingerprint=made.fingerprint)
+        return await _bare_pipe(job, context, str(made.file))
+
+
+async def _bare_pipe(
+    job: Job, context: ssl.SSLContext | None = None, *certificate: str
+) -> dict[str, float]:
     from .pipe import send
 
     target = Path(f"{job.local}-piped")
     target.mkdir()
     try:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.benchmarks.pipe", str(target),
+            sys.executable, "-m", "tests.benchmarks.pipe", str(target), *certificate,
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert process.stdout is not None
         port = int(await process.stdout.readline())
         began = time.perf_counter()
-        await asyncio.to_thread(send, Path(job.local), port)
+        await asyncio.to_thread(send, Path(job.local), port, context)
         return {"wall_s": time.perf_counter() - began}
     finally:
         await process.wait()
@@ -171,6 +186,7 @@ CLIENTS: dict[str, Callable[[Job], Awaitable[dict[str, float] | None]]] = {
     "aiobotocore": _aiobotocore,
     "s3fs": _s3fs,
     "bare pipe": _bare_pipe,
+    "bare pipe, TLS": _bare_tls_pipe,
     "scheduler": _scheduler,
     "64 clients": _many_clients,
 }

@@ -87,6 +87,7 @@ CLIENTS = {  # name -> what it has to find installed
     "scheduler": "asyncsync",
     "64 clients": "asyncsync",
     "bare pipe": "asyncsync",
+    "bare pipe, TLS": "asyncsync",
 }
 _PROGRAMS = {"asyncsync command": "asyncsync", "awscli": "aws", "rsync --fsync": "rsync"}
 

@@ -265,7 +265,10 @@ ROWS = (
         title="4 x 256 MiB to a head over TLS",
         cases=_nodes("up", "large", "head, TLS")
         | {
-            "rsync over ssh": Case(tool="rsync", action="up", tree="large", server="rsync over ssh")
+            "rsync over ssh": Case(
+                tool="rsync", action="up", tree="large", server="rsync over ssh"
+            ),
+            "bare pipe, TLS": Case(tool="bare pipe, TLS", action="up", tree="large", server=""),
         },
         limits=(_against(1 / 0.8, "rsync"), _against(round(1 / 1.5, 3), "rsync over ssh")),
         note=_NODES_NOTE,
