@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from aiohttp import StreamReader, web
@@ -20,6 +21,7 @@ from ..errors import (
     NotFoundError,
     TransientError,
 )
+from ..units import KIB
 from ..wire import messages as m
 from ..wire.claims import Claims, Operation
 from ..wire.failures import CodingError, UnauthorizedError, fault_of
@@ -34,6 +36,7 @@ __all__ = ["Application", "Found", "find", "new_request"]
 _NOBODY = Claims(
     scope="", operations=frozenset({Operation.LIST}), not_before=0, expires_at=1, id="0" * 32
 )
+_LARGE_BYTES = 256 * KIB
 _REQUEST_ID = re.compile(r"[0-9a-f]{1,32}")
 _PLACES = {"{session}": "(?P<session>[0-9a-f]{32})", "{blob}": "(?P<blob>0|[1-9][0-9]{0,9})"}
 # What changes how a request is read, or by whom, does not exist here.
@@ -140,8 +143,14 @@ class Application:
     async def _handle(
         self, request: web.BaseRequest, claims: Claims, asked: Found, share: Budget
     ) -> Answer | web.StreamResponse:
-        call = Call(request, claims, asked.route, share, asked.session, asked.blob)
-        return await HANDLERS[asked.name](self._head, call)
+        async with AsyncExitStack() as holds:
+            call = Call(request, claims, asked.route, share, holds, asked.session, asked.blob)
+            found = await HANDLERS[asked.name](self._head, call)
+            if isinstance(found, Answer) and len(found.body) > _LARGE_BYTES:
+                # By slices: aiohttp would copy what is not taken at once.
+                body, status, headers = found
+                found = await self._head.bodies.send(request, [memoryview(body)], status, headers)
+            return found
 
     def _admit(self, request: web.BaseRequest, route: m.Route) -> Claims:
         shown = request.headers.getall("Authorization", [])

@@ -147,7 +147,7 @@ class Bodies:
     def _broken(self, seen: _Seen) -> TransientError:
         if seen.given_up:
             return StalledError("hardly anything of the body arrived for too long")
-        return TransientError("the connection broke while the body was sent")
+        return TransientError("the connection broke while a body was sent")
 
     async def whole(
         self, request: web.BaseRequest, most: int, *, within_s: float = math.inf
@@ -193,18 +193,24 @@ class Bodies:
         status: int = 200,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> web.StreamResponse:
-        """Send bytes as the body of an answer; whoever takes hardly any of it is given up."""
+        """Send bytes as the body of an answer; whoever takes hardly any of it is given up.
+
+        Raises:
+            TransientError: it has hung up; nobody hears that.
+        """
         length = sum(map(len, parts))
         response = web.StreamResponse(status=status, headers=headers)
         response.content_type, response.content_length = CONTENT_TYPE, length
-        await response.prepare(request)
         seen = self._begun(request)
         try:
+            await response.prepare(request)
             for part in parts:
                 for at in range(0, len(part), _SLICE_BYTES):
                     await response.write(part[at : at + _SLICE_BYTES])
                     seen.got += _SLICE_BYTES
             await response.write_eof()
+        except ConnectionError as exc:
+            raise self._broken(seen) from exc
         finally:
             self._open.discard(seen)
         return response

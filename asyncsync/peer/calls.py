@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -24,6 +24,7 @@ from ..wire.names import check_tree_name
 from .bodies import Bodies
 from .guard import check_scope
 from .known import Known
+from .listings import Ledger
 from .onward import Onward
 from .quotas import Quotas
 from .sessions import Push, Read, Session, Sessions
@@ -64,6 +65,7 @@ class Head:
     space: Space
     reads: Sessions[Read]
     pushes: Sessions[Push]
+    ledger: Ledger
     known: Known
     turns: Turns
     quotas: Quotas
@@ -81,6 +83,11 @@ class Head:
         return self.memory_bytes // 2
 
     @property
+    def some_bytes(self) -> int:
+        """For what nobody knows the size of before it is there: a few of those at once."""
+        return self.share_bytes // 4
+
+    @property
     def announced_bytes(self) -> int:
         """What is going to arrive."""
         return sum(push.left_bytes for push in self.pushes.all)
@@ -91,6 +98,7 @@ class Call(NamedTuple):
 
     Attributes:
         share: of the memory of the head, for all requests with its token.
+        holds: what it holds until its answer has been sent.
         number, blob: of the session and of the file that it names.
     """
 
@@ -101,10 +109,15 @@ class Call(NamedTuple):
         async with self.share.borrow(size_bytes), head.memory.borrow(size_bytes):
             yield
 
+    async def hold(self, head: Head, size_bytes: int) -> None:
+        """Hold as much until the answer has been sent. Once: two halves may wait for each other."""
+        await self.holds.enter_async_context(self.memory(head, size_bytes))
+
     request: web.BaseRequest
     claims: Claims
     route: m.Route
     share: Budget
+    holds: AsyncExitStack
     number: str = ""
     blob: int = 0
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from aiohttp import web
 
-from ..digest import CHUNK_BYTES, chunk_count, digest
+from ..digest import CHUNK_BYTES, Hasher, chunk_count, digest
 from ..errors import FormatError, NoSpaceError, RefusedError, SlowDownError
 from ..manifest import Header, decode
 from ..storage import Block, Intent, NewFile, Stored
@@ -17,6 +19,7 @@ from ..wire.framing import extents_of, split_batch
 from ..wire.limits import Limits
 from .bodies import length_of, split_lines
 from .calls import Answer, Call, Head, answer, group_of, message, new_file, text_of, window
+from .listings import Loan
 from .onward import level_of, queue
 from .sessions import Push
 
@@ -35,31 +38,23 @@ __all__ = [
 
 _OFFSET = re.compile(r"0|[1-9][0-9]{0,18}")
 _MAX_LINE_BYTES = 4 * MIB
+_OBJECTS = 4  # how much more memory lists take than their text
 _BATCH_BYTES = CHUNK_BYTES + 64 * KIB
 
 
 async def begin(head: Head, call: Call) -> Answer:
     length = length_of(call.request, head.limits.max_manifest_bytes)
-    async with call.memory(head, length):
-        asked, planned = await _plan(head, call, length)
-    tree = asked.tree
-    intent = Intent(
-        attempt=asked.attempt,
-        expect=asked.expect,
-        in_place=asked.in_place,
-        writer=asked.writer,
-        files=planned,
-        keep=asked.keep,
-        group=None if asked.group is None else group_of(asked.group),
-    )
-    push = Push(tree, call.claims.id, head.clock, intent, planned)
-    await head.pushes.fence(lambda other: _gives_way(other, push, head.limits))
-    await _reserve(head, call, planned, push.left_bytes)
-    try:
-        await head.pushes.begin(push)
-    except SlowDownError:  # it was never open
-        await head.quotas.give_back(push.owner, len(planned), push.left_bytes)
-        raise
+    with head.ledger.lend(call.claims.id) as loan:
+        async with call.memory(head, length):
+            tree, intent, planned = await _plan(head, call, length, loan)
+        push = Push(tree, call.claims.id, head.clock, replace(intent, files=planned), planned)
+        push.loan = loan
+        await _reserve(head, call, planned, push.size_bytes)
+        try:
+            await head.pushes.begin(push)
+        except SlowDownError:  # it was never open
+            await head.quotas.give_back(push.owner, len(planned), push.size_bytes)
+            raise
     return answer(m.Begun(session=push.number, resumes=push.writer.resumes))
 
 
@@ -84,38 +79,60 @@ async def _reserve(head: Head, call: Call, more: Sequence[NewFile], total_bytes:
         raise
 
 
-def _gives_way(other: Push, to: Push, limits: Limits) -> bool:
+def _gives_way(other: Push, tree: str, owner: str, to: Intent, limits: Limits) -> bool:
     """Whether an attempt is over because another begins."""
-    if other.tree != to.tree:
+    if other.tree != tree:
         return False
-    mine, theirs = to.intent.group, other.intent.group
+    mine, theirs = to.group, other.intent.group
     if mine and theirs and mine.attempt == theirs.attempt and mine.rank != theirs.rank:
         return False  # they write one tree together
-    if other.intent.attempt == to.intent.attempt:
+    if other.intent.attempt == to.attempt:
         return True  # it begins again: an answer was lost, or its token has been renewed
     if other.requests:
         return False
-    same = other.owner == to.owner and other.intent.writer == to.intent.writer != ""
+    same = other.owner == owner and other.intent.writer == to.writer != ""
     return same or other.idle_s() >= limits.body_idle_s
 
 
-async def _plan(head: Head, call: Call, length: int) -> tuple[m.Begin, list[NewFile]]:
-    """A plan, line by line as it arrives: its text is never there as a whole."""
-    first: m.Begin | None = None
+async def _plan(
+    head: Head, call: Call, length: int, loan: Loan
+) -> tuple[str, Intent, list[NewFile]]:
+    """A plan, line by line as it arrives: its text is never there as a whole.
+
+    Who gives way does so before there are two lists of files.
+    """
+    tree, intent = "", None
     planned, rest = list[NewFile](), b""
     async for data in head.bodies.pieces(call.request, length):
         lines, rest = split_lines(rest, data, _MAX_LINE_BYTES)
-        for line in lines:
-            if first is None:
-                first = m.decode(line, m.Begin)
-                call.tree(first.tree)
-            else:
-                planned.append(new_file(m.decode(line, m.FileLine), head.limits))
-        if len(planned) > head.limits.max_files:
+        if lines and intent is None:
+            first = m.decode(lines.pop(0), m.Begin)
+            tree, intent = call.tree(first.tree), _intent(first)
+            await head.pushes.fence(
+                partial(_gives_way, tree=tree, owner=call.claims.id, to=intent, limits=head.limits)
+            )
+        if len(planned) + len(lines) > head.limits.max_files:
             raise RefusedError(f"a plan of more than {head.limits.max_files} files")
-    if first is None or rest:
+        loan.grow(len(lines), sum(map(len, lines)))
+        planned += await head.threads.run(_new_files, lines, head.limits)
+    if intent is None or rest:
         raise FormatError("a plan that is not whole")
-    return first, planned
+    return tree, intent, planned
+
+
+def _new_files(lines: Sequence[bytes], limits: Limits) -> list[NewFile]:
+    return [new_file(m.decode(line, m.FileLine), limits) for line in lines]
+
+
+def _intent(first: m.Begin) -> Intent:
+    return Intent(
+        attempt=first.attempt,
+        expect=first.expect,
+        in_place=first.in_place,
+        writer=first.writer,
+        keep=first.keep,
+        group=None if first.group is None else group_of(first.group),
+    )
 
 
 async def plan(head: Head, call: Call) -> Answer:
@@ -125,16 +142,20 @@ async def plan(head: Head, call: Call) -> Answer:
         more = [new_file(line, head.limits) for line in asked]
         if len(push.files) + len(more) > head.limits.max_files:
             raise RefusedError(f"a plan of more than {head.limits.max_files} files")
-        await _reserve(head, call, more, sum(file.size_bytes for file in (*push.files, *more)))
+        if push.loan is not None:
+            push.loan.grow(len(more), sum(len(file.path) for file in more))
+        await _reserve(head, call, more, push.size_bytes + sum(file.size_bytes for file in more))
         return answer(m.Planned(first=push.extend(more)))
 
 
 async def recall(head: Head, call: Call) -> Answer:
     push = call.session(head.pushes)
     with push:
-        said = dict[int, dict[int, Stored]]()
+        said, asked = dict[int, dict[int, Stored]](), Hasher()
         length, rest = length_of(call.request, head.limits.max_manifest_bytes), b""
+        await call.hold(head, _OBJECTS * length)
         async for data in head.bodies.pieces(call.request, length):
+            asked.update(data)
             lines, rest = split_lines(rest, data, _MAX_LINE_BYTES)
             for line in lines:
                 held = m.decode(line, m.HeldLine)
@@ -142,7 +163,7 @@ async def recall(head: Head, call: Call) -> Answer:
                 said.setdefault(held.blob, {}).update(pairs)
         blobs = list(said)
         wanted = [_within(push.file(blob), said[blob]) for blob in blobs]
-        there = await push.recall(wanted)
+        there = await push.recall(wanted, asked.hexdigest())
         held_now = zip(blobs, there, strict=True)
         return answer(m.Held(held=[(blob, sorted(found)) for blob, found in held_now if found]))
 
@@ -199,7 +220,7 @@ async def write_many(head: Head, call: Call) -> Answer:
         async with call.memory(head, length):
             body = memoryview(bytearray(length))
             await head.bodies.fill(call.request, body)
-            batch = split_batch(body, [file.size_bytes for file in push.files])
+            batch = split_batch(body, push.sizes)
             found = await head.threads.run(lambda: [digest(one) for one in batch.data])
             wanted = [push.file(blob) for blob in batch.blobs]
             found = await push.write_many(list(zip(wanted, batch.data, found, strict=True)))
@@ -219,7 +240,7 @@ async def commit(head: Head, call: Call) -> Answer:
     push = call.session(head.pushes)
     with push:
         length = length_of(call.request, head.limits.max_manifest_bytes)
-        async with call.memory(head, length):
+        async with call.memory(head, _OBJECTS * length):
             text = await head.bodies.whole(call.request, length)
             whole = await head.threads.run(lambda: decode(text.splitlines(keepends=True)))
         durability = await push.commit(whole)
@@ -241,6 +262,7 @@ async def _keep(head: Head, tree: str, header: Header, text: bytes) -> None:
 
 async def part(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.PartWindow)
+    await call.hold(head, head.some_bytes)
     left = await head.store.read_part(call.tree(asked.tree), group_of(asked.group))
     return window(await text_of(head, left), asked.start)
 

@@ -16,6 +16,7 @@ from ..wire.framing import extents_text
 from ..wire.joining import Join
 from ..wire.names import check_tree_name
 from .calls import Answer, Call, Head, answer, listed, message
+from .listings import FILE_BYTES, Listing, Loan, listing_of
 from .sessions import Read
 from .turns import ORIGIN, Holder
 
@@ -29,14 +30,43 @@ _BATCH_FILES = 4096
 
 async def open_(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.Open)
-    tree, found = call.tree(asked.tree), None
-    if asked.identity is not None:
-        found = await head.store.read_manifest(tree)
-        if found.identity != asked.identity:
-            raise IntegrityError("another commit is there by now; read it again", side="source")
-    read = await head.reads.begin(Read(tree, call.claims.id, head.clock, found))
-    there = listed(read.files) if found is None else []
-    return answer(m.Opened(session=read.number, files=there))
+    tree, owner = call.tree(asked.tree), call.claims.id
+    if asked.identity is None:
+        await call.hold(head, head.some_bytes)
+        found = Listing(await head.store.list_files(tree))
+        with head.ledger.lend(owner) as loan:
+            loan.grow(len(found.files), sum(len(file.path) for file in found.files))
+            read = await _begun(head, Read(tree, owner, head.clock, found), loan)
+        return answer(m.Opened(session=read.number, files=listed(found.files)))
+    header = await head.store.read_header(tree)
+    _check_identity(header.identity, asked.identity)
+    for other in head.reads.all:  # many may read one commit, and its list is there once
+        if other.tree == tree and other.loan is not None and _is(other.listing, asked.identity):
+            with other.loan.share() as loan:
+                read = await _begun(head, Read(tree, owner, head.clock, other.listing), loan)
+            return answer(m.Opened(session=read.number, files=[]))
+    with head.ledger.lend(owner) as loan:
+        loan.grow(header.files)
+        await call.hold(head, header.files * FILE_BYTES)
+        whole = await head.store.read_manifest(tree)
+        _check_identity(whole.identity, asked.identity)
+        listing = await head.threads.run(listing_of, whole)
+        read = await _begun(head, Read(tree, owner, head.clock, listing), loan)
+    return answer(m.Opened(session=read.number, files=[]))
+
+
+def _check_identity(found: str, asked: str) -> None:
+    if found != asked:
+        raise IntegrityError("another commit is there by now; read it again", side="source")
+
+
+def _is(listing: Listing, identity: str) -> bool:
+    return listing.manifest is not None and listing.manifest.identity == identity
+
+
+async def _begun(head: Head, read: Read, loan: Loan) -> Read:
+    read.loan = loan
+    return await head.reads.begin(read)
 
 
 async def read(head: Head, call: Call) -> Answer | web.StreamResponse:

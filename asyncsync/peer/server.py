@@ -32,6 +32,7 @@ from .calls import Head
 from .connections import Connections, listeners
 from .guard import Guard
 from .known import Known
+from .listings import Ledger
 from .mishaps import tell
 from .onward import Nowhere, Onward
 from .quotas import Quotas
@@ -185,6 +186,7 @@ class PeerServer:
             space=Space(root, threads, self._limits),
             reads=reads,
             pushes=pushes,
+            ledger=Ledger(self._limits.max_listing_bytes),
             known=Known(),
             turns=Turns(),
             quotas=quotas,

@@ -13,6 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import anyio
@@ -42,9 +43,12 @@ from ..storage import (
     TreeWriter,
 )
 from ..wire.failures import GoneError
+from .listings import Listing, Loan
 
 __all__ = ["Push", "Read", "Sessions"]
 
+
+_UNUSED_S = 60.0  # who is told nothing of a session, because the answer was lost, begins another
 
 _Said = Sequence[tuple[NewFile, Mapping[int, Stored]]]
 _Chunk = tuple[str, int]
@@ -68,6 +72,7 @@ class Session:
         requests: that are being answered.
         touched_at: when the last one ended.
         failure: how letting go of the tree failed.
+        loan: room for its list of files, until it is over.
     """
 
     def __init__(self, tree: str, owner: str, clock: Clock) -> None:
@@ -79,6 +84,7 @@ class Session:
         self._why: Exception | None = None
         self._held = False
         self.failure: Exception | None = None
+        self.loan: Loan | None = None
 
     def __enter__(self) -> None:
         """A request begins."""
@@ -91,6 +97,10 @@ class Session:
     def idle_s(self) -> float:
         """How long nobody has asked for anything."""
         return 0.0 if self.requests else self._clock.monotonic() - self.touched_at
+
+    def allowed_s(self, idle_s: float) -> float:
+        """How long that may be, where it may be `idle_s` in general."""
+        return idle_s
 
     @contextmanager
     def using(self) -> Iterator[None]:
@@ -114,6 +124,9 @@ class Session:
     def answers(self) -> bool:
         """Whether it can be asked for something after it is over."""
         return False
+
+    def forget(self) -> None:
+        """Keep only what is answered when it is over."""
 
     async def hold(self, store: TreeStore, *, task_status: TaskStatus[None]) -> None:
         """Hold it open; says that it is by `task_status`, and raises before that if it cannot."""
@@ -150,34 +163,45 @@ class Session:
 
 
 class Read(Session):
-    """Files of one commit, or of what lies there."""
+    """Files of one commit, or of what lies there.
+
+    Attributes:
+        used: whether anything has been read.
+    """
 
     reader: TreeReader
 
-    def __init__(self, tree: str, owner: str, clock: Clock, manifest: Manifest | None) -> None:
+    def __init__(self, tree: str, owner: str, clock: Clock, listing: Listing) -> None:
         super().__init__(tree, owner, clock)
-        self._manifest = manifest
-        self.files: Sequence[NewFile] = ()
-        if manifest is not None:
-            entries = manifest.files.values()
-            self.files = [NewFile(e.path, e.size_bytes, e.mode, e.mtime_ns) for e in entries]
+        self.listing, self.used = listing, False
 
     def file(self, blob: int) -> NewFile:
         """The file of that number."""
-        return _at(self.files, blob)
+        self.used = True
+        return _at(self.listing.files, blob)
+
+    def allowed_s(self, idle_s: float) -> float:
+        return idle_s if self.used else min(idle_s, _UNUSED_S)
 
     async def _hold(self, store: TreeStore, task_status: TaskStatus[None]) -> None:
-        if self._manifest is None:
-            self.files = await store.list_files(self.tree)
-        manifest, self._manifest = self._manifest, None
-        async with store.open(self.tree, manifest) as self.reader:
+        async with store.open(self.tree, self.listing.manifest) as self.reader:
             await self._until_over(task_status)
+
+
+class _Arrived(dict[int, str]):
+    """The digests of the chunks of a file that have arrived, and how long it is."""
+
+    __slots__ = ("size_bytes",)
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__()
+        self.size_bytes = size_bytes
 
 
 class Push(Session):
     """One attempt to write a tree, and the digests of what has arrived.
 
-    `left_bytes` is what has been announced and has not arrived.
+    `left_bytes` is what has been announced and has not arrived; `sizes` are those of its files.
 
     A commit goes on when whoever asked for it has hung up, and ends the attempt.
     """
@@ -189,12 +213,13 @@ class Push(Session):
     ) -> None:
         super().__init__(tree, owner, clock)
         self.intent, self.files = intent, list(files)
-        self.left_bytes = sum(file.size_bytes for file in self.files)
-        self._digests: dict[str, dict[int, str]] = {}
+        self.sizes = [file.size_bytes for file in self.files]
+        self.left_bytes = self.size_bytes = sum(self.sizes)
+        self._digests: dict[str, _Arrived] = {}
         self._moving: set[_Chunk] = set()
         self._moved = anyio.Event()
         self._committing, self._recalling = anyio.Lock(), anyio.Lock()
-        self._recalled: tuple[_Said, list[frozenset[int]]] | None = None
+        self._recalled: tuple[str, list[frozenset[int]]] | None = None
         self._receipt: tuple[str, Durability] | None = None
 
     async def _hold(self, store: TreeStore, task_status: TaskStatus[None]) -> None:
@@ -214,19 +239,25 @@ class Push(Session):
         """Add files to the plan; the number of the first of them."""
         first = len(self.files)
         self.files += files
-        self.left_bytes += sum(file.size_bytes for file in self.files[first:])
+        self.sizes += [file.size_bytes for file in self.files[first:]]
+        more_bytes = sum(self.sizes[first:])
+        self.size_bytes += more_bytes
+        self.left_bytes += more_bytes
         return first
+
+    def forget(self) -> None:
+        self.intent = replace(self.intent, files=())
+        self.files, self.sizes, self._digests, self._recalled = [], [], {}, None
 
     def _arrived(self, file: NewFile, chunk: int, found: str) -> None:
         """A chunk is stored, and has that digest."""
-        self._digests.setdefault(file.path, {})[chunk] = found
-        self.left_bytes -= _chunk_bytes(file, chunk)
+        self._digests.setdefault(file.path, _Arrived(file.size_bytes))[chunk] = found
+        self.left_bytes -= _chunk_bytes(file.size_bytes, chunk)
 
     def _forget(self, path: str) -> None:
         """Nothing of a file has arrived."""
-        sizes = {file.path: file for file in self.files} if path in self._digests else {}
-        for chunk in self._digests.pop(path, {}):
-            self.left_bytes += _chunk_bytes(sizes[path], chunk)
+        if (arrived := self._digests.pop(path, None)) is not None:
+            self.left_bytes += sum(_chunk_bytes(arrived.size_bytes, chunk) for chunk in arrived)
 
     @asynccontextmanager
     async def _alone(self, chunks: set[_Chunk]) -> AsyncIterator[None]:
@@ -268,13 +299,17 @@ class Push(Session):
                 self._arrived(file, 0, found)
         return [self._digests[file.path][0] for file, _, _ in files]
 
-    async def recall(self, files: _Said) -> list[frozenset[int]]:
-        """See `TreeWriter.recall`. Reading it all takes long: whoever asks again waits for that."""
+    async def recall(self, files: _Said, asked: str) -> list[frozenset[int]]:
+        """See `TreeWriter.recall`. Reading it all takes long: whoever asks again waits for that.
+
+        Args:
+            asked: what differs for other `files`.
+        """
         async with self._recalling:
-            if self._recalled is None or self._recalled[0] != files:
+            if self._recalled is None or self._recalled[0] != asked:
                 with self.using():
-                    self._recalled = files, await self.writer.recall(files)
-                for (file, chunks), found in zip(*self._recalled, strict=True):
+                    self._recalled = asked, await self.writer.recall(files)
+                for (file, chunks), found in zip(files, self._recalled[1], strict=True):
                     for number in found:
                         if not self._has(file.path, number):
                             self._arrived(file, number, chunks[number].digest)
@@ -312,7 +347,9 @@ class Push(Session):
 
     async def _refuse_changed(self, manifest: Manifest) -> None:
         wrong = []
-        for path, chunks in self._digests.items():
+        for count, (path, chunks) in enumerate(list(self._digests.items())):
+            if count % _COMPARED_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
             entry = manifest.files.get(path)
             if entry is not None and any(
                 n >= chunk_count(entry.size_bytes) or entry.chunk_digest(n) != found
@@ -332,6 +369,7 @@ class Push(Session):
 T = TypeVar("T")
 S = TypeVar("S", bound=Session)
 
+_COMPARED_AT_ONCE = 2000  # files, before others have their turn
 _REMEMBERED = 1000  # sessions that are over, for whoever has lost the answer
 
 
@@ -400,10 +438,13 @@ class Sessions(Generic[S]):
             await session.hold(self._store, task_status=task_status)
         finally:
             self._open.pop(session.number, None)
+            if session.loan is not None:
+                session.loan.leave()
             if session.answers:
                 _remember(self._done, session.number, session)
             if self._settle is not None:
                 await self._settle(session)
+            session.forget()
 
     async def fence(self, those: Callable[[S], bool]) -> None:
         """End these: another takes their place."""
@@ -414,7 +455,7 @@ class Sessions(Generic[S]):
     async def sweep(self) -> None:
         """End those that nobody has asked for anything for too long."""
         for session in self.all:
-            if session.idle_s() >= self._idle_s:
+            if session.idle_s() >= session.allowed_s(self._idle_s):
                 await session.end()
 
     async def close(self) -> None:
@@ -435,5 +476,5 @@ def _at(files: Sequence[NewFile], blob: int) -> NewFile:
     return files[blob]
 
 
-def _chunk_bytes(file: NewFile, chunk: int) -> int:
-    return max(0, min(CHUNK_BYTES, file.size_bytes - chunk * CHUNK_BYTES))
+def _chunk_bytes(size_bytes: int, chunk: int) -> int:
+    return max(0, min(CHUNK_BYTES, size_bytes - chunk * CHUNK_BYTES))

@@ -6,6 +6,7 @@ from ..errors import FormatError
 from ..secrets import Secret
 from ..wire import messages as m
 from .calls import Answer, Call, Head, answer, listed, message, text_of, texts, window
+from .listings import FILE_BYTES
 from .onward import level_of, queue
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _MAX_AGE_S = 1e9
+_FILE_BYTES = 2 * FILE_BYTES  # with its line in the text
 
 
 async def hello(head: Head, call: Call) -> Answer:
@@ -56,6 +58,7 @@ async def manifest(head: Head, call: Call) -> Answer:
     tree = call.tree(asked.tree)
     tag = (await head.store.glance(tree)).tag
     if (known := head.known.text(tree, tag)) is None:
+        await call.hold(head, (await head.store.read_header(tree)).files * _FILE_BYTES)
         found = await head.store.read_manifest(tree)
         known = found.identity, await text_of(head, found)
         head.known.keep(tree, found.identity, tag, known[1])  # a tag that is old is not seen again
@@ -87,6 +90,7 @@ async def glance(head: Head, call: Call) -> Answer:
 
 async def files(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.TreeName)
+    await call.hold(head, head.some_bytes)
     return answer(listed(await head.store.list_files(call.tree(asked.tree))))
 
 

@@ -36,13 +36,14 @@ class Limits:
         min_body_bytes_per_s: what a body has to reach on average over `body_window_s`.
         body_window_s: see `min_body_bytes_per_s`.
         json_deadline_s: for a whole request that carries no file data; those have no limit.
-        connect_s: for a client to connect.
         max_connections, max_connections_per_address, max_connections_per_token: at one time.
         max_request_line_bytes, max_header_bytes, max_headers: of one request; the second is for
             one header field.
-        max_json_bytes, max_json_depth: of a JSON body that is no manifest; its nesting.
+        max_json_bytes: of a JSON body that is no manifest.
         max_manifest_bytes: of a manifest, or a plan.
-        max_files, warn_files: in one tree; above the latter an event says so.
+        max_files: in one tree.
+        max_listing_bytes: of memory for the lists of files of all open sessions of all tokens; of
+            one token half of it.
         max_component_bytes, max_path_bytes, max_depth: of a path in a tree.
         max_push_bytes: of one tree; None leaves that to plan, token and free space.
         disk_reserve_ratio, disk_reserve_bytes: what stays free of the disk: the larger one.
@@ -62,7 +63,6 @@ class Limits:
     min_body_bytes_per_s: int = 4 * KIB
     body_window_s: float = 60
     json_deadline_s: float = 30
-    connect_s: float = 15
     max_connections: int = 512
     max_connections_per_address: int = 64
     max_connections_per_token: int = 16
@@ -70,10 +70,9 @@ class Limits:
     max_header_bytes: int = 8190
     max_headers: int = 64
     max_json_bytes: int = MIB
-    max_json_depth: int = 32
     max_manifest_bytes: int = MAX_MANIFEST_BYTES
     max_files: int = MAX_ENTRIES
-    warn_files: int = 100_000
+    max_listing_bytes: int = GIB
     max_component_bytes: int = MAX_COMPONENT_BYTES
     max_path_bytes: int = MAX_PATH_BYTES
     max_depth: int = MAX_DEPTH

@@ -19,11 +19,13 @@ from anyio import to_thread
 
 from asyncsync.digest import CHUNK_BYTES
 from asyncsync.errors import ConfigError
-from asyncsync.manifest import encode
+from asyncsync.manifest import encode, read_header
 from asyncsync.peer import PeerServer, quotas
 from asyncsync.peer.authority import Pair
 from asyncsync.peer.certificates import server_context
+from asyncsync.peer.listings import FILE_BYTES
 from asyncsync.peer.onward import Nowhere
+from asyncsync.peer.sessions import Push
 from asyncsync.peer.space import Room, Space
 from asyncsync.secrets import Secret
 from asyncsync.testing import FakeClock
@@ -420,6 +422,80 @@ async def test_a_push_has_so_many_bytes_and_files(make: Make) -> None:
         assert (await place.told("plan", [line], session=session)).status == 200
         line[0], line[1] = "d", 0
         place.check(await place.told("plan", [line], session=session), 422)
+
+
+async def test_lists_of_files_of_all_tokens_have_so_much_memory(make: Make) -> None:
+    one = FILE_BYTES + len('["w",1,420,0]')
+    async with make(max_listing_bytes=4 * one) as place:
+        mine, yours = place.head.token("mine"), place.head.token("yours")
+        first = session_of(await place.begin("mine/1", ("w", 1), token=mine))
+        session_of(await place.begin("mine/2", ("w", 1), token=mine))
+        place.check(await place.begin("mine/3", ("w", 1), token=mine), 429)
+        session_of(await place.begin("yours/1", ("w", 1), token=yours))
+        other = session_of(await place.begin("yours/2", ("w", 1), token=yours))
+        place.check(await place.begin("third", ("w", 1)), 429)
+        more = [["x", 1, 420, 0]]
+        place.check(await place.told("plan", more, session=other, token=yours), 429)
+
+        await place.told("leave", m.Leave(), session=first, token=mine)
+        session_of(await place.begin("mine/3", ("w", 1), token=mine))
+
+
+async def test_who_begins_again_needs_no_memory_for_two_lists(make: Make) -> None:
+    async with make(max_listing_bytes=3 * FILE_BYTES) as place:
+        for _ in range(3):
+            session_of(await place.begin("exp", ("a", 1), ("b", 1)))
+
+
+async def test_many_readers_of_one_commit_share_its_list(make: Make) -> None:
+    async with make(max_listing_bytes=3 * FILE_BYTES, max_sessions_per_token=9) as place:
+        await place.good_push()
+        text = (await place.told("manifest", {"tree": "good/tree_1"})).body
+        asked = m.Open(tree="good/tree_1", identity=read_header(text.splitlines(True)[0]).identity)
+        opened = [await place.told("open", asked) for _ in range(8)]
+        assert {answer.status for answer in opened} == {200}
+        place.check(await place.told("open", m.Open(tree="good/tree_1")), 429)
+
+        for answer in opened:
+            session = m.decode(answer.body, m.Opened).session
+            read = await place.told("read_many", m.Blobs(blobs=[0, 1]), session=session)
+            assert read.body == b"moreweights"
+            await place.told("close", session=session)
+        assert (await place.told("open", m.Open(tree="good/tree_1"))).status == 200
+
+
+async def test_what_a_push_needed_is_not_kept_when_it_is_over(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[Push]()
+    let_go = Push.forget
+
+    def forget(push: Push) -> None:
+        seen.append(push)
+        let_go(push)
+
+    monkeypatch.setattr(Push, "forget", forget)
+    async with make() as place:
+        session = session_of(await place.begin("exp"))
+        text = b"".join(encode(make_manifest({})))
+        for _ in range(2):
+            assert (await place.told("commit", text, session=session)).status == 200
+        assert [(push.files, push.intent.files) for push in seen] == [([], ())]
+
+
+async def test_a_session_whose_number_nobody_has_heard_of_ends_soon(make: Make) -> None:
+    clock = FakeClock()
+    async with make(clock) as place:
+        await place.good_push()
+        opened = [await place.told("open", m.Open(tree="good/tree_1")) for _ in range(2)]
+        lost, used = (m.decode(answer.body, m.Opened).session for answer in opened)
+        asked = m.Blobs(blobs=[0])
+        assert (await place.told("read_many", asked, session=used)).status == 200
+        await clock.advance(50)
+        await clock.advance(20)
+
+        place.check(await place.told("read_many", asked, session=lost), 410)
+        assert (await place.told("read_many", asked, session=used)).status == 200
 
 
 async def test_a_path_has_to_be_within_the_limits_of_the_head(make: Make) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import asyncsync
 from asyncsync.errors import ConfigError
 from asyncsync.units import GIB
 from asyncsync.wire.limits import Limits
@@ -102,3 +105,14 @@ def test_the_text_has_a_line_for_every_limit() -> None:
     assert shown["max_push_bytes"] == "none"
     assert shown["disk_reserve_ratio"] == "1.0%"
     assert shown["hash_threads"] == "3"
+
+
+def test_every_limit_is_looked_at_somewhere() -> None:
+    package = Path(asyncsync.__file__).parent
+    found = set[str]()
+    for path in [*package.glob("peer/*.py"), package / "wire" / "limits.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                found.add(node.attr)
+
+    assert {limit.name for limit in fields(Limits)} <= found

@@ -12,6 +12,7 @@ import pytest
 from asyncsync.digest import CHUNK_BYTES, digest
 from asyncsync.errors import BusyError, ConflictError, FormatError, IntegrityError, SlowDownError
 from asyncsync.names import new_attempt
+from asyncsync.peer.listings import Listing
 from asyncsync.peer.sessions import Push, Read, Sessions
 from asyncsync.storage import Block, Intent, NewFile
 from asyncsync.storage.committed import CommittedTrees
@@ -175,8 +176,9 @@ async def test_nobody_reads_in_a_session_that_is_over() -> None:
     await save(store, "exp", FILES)
     async with anyio.create_task_group() as group:
         reads = Sessions[Read](group, store, most=1, idle_s=1)
-        read = await reads.begin(Read("exp", "me", clock, None))
-        assert [file.path for file in read.files] == ["a", "b"]
+        listing = Listing(await store.list_files("exp"))
+        read = await reads.begin(Read("exp", "me", clock, listing))
+        assert [read.file(blob).path for blob in (0, 1)] == ["a", "b"]
         with read.using():
             pass
         await read.end()
