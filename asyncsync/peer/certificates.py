@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -17,7 +18,7 @@ from .private_files import open_private_directory, read_private, write_private
 if TYPE_CHECKING:
     from .authority import Pair
 
-__all__ = ["Certificates", "prepare_certificates", "server_context"]
+__all__ = ["Certificates", "prepare_certificates", "server_context", "throwaway_context"]
 
 _CA, _HEAD = "ca.pem", "head.pem"
 _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]*)(?:\.[A-Za-z0-9][A-Za-z0-9-]*)*")
@@ -80,6 +81,22 @@ def prepare_certificates(directory: Path, hosts: Sequence[str], *, now: float) -
         fingerprint=fingerprint_of(certificate),
         expires_at=head.certificate.not_valid_after_utc.timestamp(),
     )
+
+
+def throwaway_context(host: str, *, now: float) -> tuple[ssl.SSLContext, str]:
+    """TLS for 90 days with a CA of its own, and that CA's certificate; nothing stays on the disk.
+
+    Raises:
+        ConfigError: as of `prepare_certificates`; or no worker can name that host.
+    """
+    if host in ("0.0.0.0", "::", ""):
+        raise ConfigError(
+            f"tls='own' is for one address, and {host or 'none'} is none: give as host the address "
+            "by which others reach this node"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        made = prepare_certificates(Path(folder) / "tls", [host], now=now)
+        return server_context(made.file), made.authority
 
 
 def server_context(certificate: Path, key: Path | None = None) -> ssl.SSLContext:

@@ -9,7 +9,7 @@ import ssl
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import anyio
 from aiohttp import web
@@ -29,6 +29,7 @@ from ..wire.trust import fingerprint_of
 from .application import Application, new_request
 from .bodies import Bodies
 from .calls import Head
+from .certificates import throwaway_context
 from .connections import Connections, listeners
 from .guard import Guard
 from .known import Known
@@ -60,7 +61,9 @@ class PeerServer:
         host, port: where to listen; port 0 takes a free one.
         readonly: nothing is written, and no token lets anybody.
         keys: what makes and verifies tokens; None makes a key that ends with this server.
-        tls: from `asyncsync.peer.certificates`; without it only a loopback address is served.
+        tls: `own` makes a CA and a certificate for `host` that end with this server, which is
+            enough where who shall get in is given a join string each time; or what
+            `server_context` makes of others. Without TLS only a loopback address is served.
         authority: the certificate of the CA behind `tls`, in PEM; workers ask for it.
         onward: carries what is committed on from here.
         quota_file: counts what tokens with a cap have pushed, also when the head is started anew.
@@ -78,7 +81,7 @@ class PeerServer:
         port: int = 0,
         readonly: bool = False,
         keys: KeyRing | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | Literal["own"] | None = None,
         authority: str = "",
         onward: Onward | None = None,
         limits: Limits | None = None,
@@ -89,10 +92,11 @@ class PeerServer:
         if tls is None and not is_loopback(host):
             raise ConfigError(
                 f"{host} can be reached from elsewhere, so a head there needs TLS: run "
-                "`asyncsync head --init`, or listen on 127.0.0.1"
+                "`asyncsync head --init`, give tls='own' in a program, or listen on 127.0.0.1"
             )
         self._root, self._host, self._port = root, host, port
-        self._tls, self._authority = tls, authority
+        self._secure, self._authority = tls is not None, authority
+        self._own_tls, self._context = tls == "own", None if tls == "own" else tls
         self._clock, self._limits = clock or SystemClock(), limits or Limits()
         keys = keys or KeyRing((HeadKey.new(),))
         self._guard = Guard(keys, self._limits, self._clock)
@@ -153,6 +157,10 @@ class PeerServer:
         threads = Threads(max(8, 2 * self._limits.hash_threads))
         stack.callback(threads.close)
         root = await threads.run(_real_root, self._root)
+        if self._own_tls:
+            self._context, self._authority = await threads.run(
+                lambda: throwaway_context(self._host, now=self._clock.now())
+            )
         # Others name the trees, and may write below the root by other ways, too.
         store: TreeStore = LocalTrees(await threads.run(HeldRoot, root), threads)
         stack.push_async_callback(store.aclose)
@@ -209,7 +217,7 @@ class PeerServer:
         runner = web.ServerRunner(server, shutdown_timeout=0.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        connections = Connections(server, self._limits, self._clock, self._tls)
+        connections = Connections(server, self._limits, self._clock, self._context)
         sockets = await listeners(self._host, self._port)
         for one in sockets:
             stack.callback(one.close)
@@ -246,7 +254,7 @@ class PeerServer:
     @property
     def location(self) -> str:
         """The location of its root."""
-        return f"{'peer' if self._tls is None else 'peers'}://{self.address}"
+        return f"{'peers' if self._secure else 'peer'}://{self.address}"
 
     def token(
         self,
@@ -275,7 +283,7 @@ class PeerServer:
         """
         return Join(
             address=_address(host or self._host, self._port),
-            fingerprint=fingerprint_of(self._authority) if self._tls is not None else None,
+            fingerprint=fingerprint_of(self._authority) if self._secure else None,
             token=self.token(scope, operations=operations, life_s=life_s),
         ).line()
 

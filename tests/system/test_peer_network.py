@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,22 @@ class Node:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    @contextmanager
+    def python(self, code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """A program of somebody else's; it is killed on leaving."""
+        with subprocess.Popen(
+            [*self._before, sys.executable, "-c", code, *arguments],
+            env={**os.environ, **self.environ},
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
 
 def _set_up(node: Node, listen: str, *names: str) -> str:
@@ -215,6 +231,51 @@ def test_a_partition_stops_one_worker_only_and_when_it_heals_its_push_goes_on(ne
     assert pushing.returncode == 0, said
     assert content(root / "exp" / "large") == large
     assert content(root / "exp" / "small") == FILES
+
+
+_READER = """
+import asyncio, sys
+from asyncsync import PeerServer, StorageSyncer
+
+async def main(host, there, root):
+    async with (
+        PeerServer(root, host=host, readonly=True, tls="own") as mine,
+        StorageSyncer(isolation="loop") as syncer,
+    ):
+        await syncer.sync_down(there, f"{root}/base", share=mine.share("base"))
+        print("it is here", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.root
+def test_workers_on_two_nodes_read_a_tree_from_one_another(net: Net) -> None:
+    listen = f"{net.HEAD}:7420"
+    line = _set_up(net.head, listen, net.HEAD)
+    where = f"peers://{listen}/exp/base"
+    with (
+        running(_serve(net.head, listen), net.head.folder, environ=net.head.environ),
+        ExitStack() as stack,
+    ):
+        for number, node in enumerate(net.workers, 2):
+            node.environ["ASYNCSYNC_JOIN"] = line
+            scratch = node.folder / "scratch"
+            scratch.mkdir()
+            if number == 2:
+                _until_answers(node, where)
+                node.run("up", make(node.folder / "source", FILES), where)
+            reader = stack.enter_context(
+                node.python(_READER, f"10.213.7.{number}", where, str(scratch))
+            )
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "it is here\n"
+            # Whoever reads it there from now on gets what was not committed.
+            there = net.head.folder / "root" / "exp" / "base" / "big"
+            there.write_bytes(bytes(len(FILES["big"])))
+
+    assert content(net.workers[1].folder / "scratch" / "base") == FILES
 
 
 def _until_answers(node: Node, where: str) -> None:

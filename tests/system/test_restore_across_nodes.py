@@ -16,7 +16,9 @@ from asyncsync import StorageSyncer
 from asyncsync.errors import AsyncSyncError, ConfigError, IntegrityError, NotFoundError
 from asyncsync.events import Event, FellBack, Skipped
 from asyncsync.peer import PeerServer, handlers
+from asyncsync.secrets import Secret
 from asyncsync.wire.claims import Operation
+from asyncsync.wire.joining import Join
 
 Calls = Counter[tuple[str, str]]
 
@@ -189,6 +191,33 @@ async def test_many_workers_read_it_once_from_the_head_and_then_from_one_another
     assert [(place / "c7/weights").read_bytes() for _, _, place in workers] == [b"7" * 1000] * 6
     assert calls[str(tmp_path / "head"), "open"] == 1
     assert calls.total() == 6
+
+
+async def test_a_worker_serves_what_it_has_over_tls_of_its_own(
+    head: PeerServer, syncer: StorageSyncer, calls: Calls, tmp_path: Path
+) -> None:
+    there = await save(head, syncer, tmp_path / "work")
+    for number in range(2):
+        (tmp_path / f"scratch{number}").mkdir()
+    async with (
+        PeerServer(str(tmp_path / "scratch0"), readonly=True, tls="own") as mine,
+        PeerServer(str(tmp_path / "scratch1"), readonly=True, tls="own") as its,
+    ):
+        share = mine.share("c7")
+        await syncer.sync_down(there, tmp_path / "scratch0" / "c7", share=share)
+        await syncer.sync_down(there, tmp_path / "scratch1" / "c7", share=its.share("c7"))
+
+    assert mine.location.startswith("peers://127.0.0.1:")
+    assert Join.parse(Secret(share.line)).fingerprint
+    assert (tmp_path / "scratch1" / "c7" / "weights").read_bytes() == b"7" * 1000
+    assert calls == {(str(tmp_path / name), "open"): 1 for name in ("head", "scratch0")}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_tls_of_its_own_is_for_one_address(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="by which others reach this node"):
+        async with PeerServer(str(tmp_path), host=host, readonly=True, tls="own"):
+            pass
 
 
 async def test_who_says_that_it_has_it_and_does_not_is_passed_over(
