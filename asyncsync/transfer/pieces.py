@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from ..digest import digest, zeros_digest
+from ..digest import Hasher, zeros_digest
 from ..storage import Block, NewFile
 from ..storage.local import data_extents, read_at, zeros
+from ..units import KIB
 
 __all__ = ["Moving", "Piece", "SourceFile", "Stamp", "is_sparse", "read_piece"]
 
+
+_CACHED_BYTES = 256 * KIB  # what was just read is hashed while it is in the processor's cache
 
 Stamp = tuple[int, int, int, int, int, int]
 
@@ -75,7 +78,11 @@ def read_piece(
     extents = data_extents(fd, start, end) if sparse else None
     if extents == () and end > start:
         return Piece(Block(zeros(end - start), ()), zeros_digest(end - start))
-    data = read_at(fd, end - start, start, into)
-    if len(data) < end - start:
-        raise Moving(file.path)
-    return Piece(Block(data, extents), digest(data))
+    data = memoryview(bytearray(end - start)) if into is None else into[: end - start]
+    hasher = Hasher()
+    for at in range(0, len(data), _CACHED_BYTES):
+        part = data[at : at + _CACHED_BYTES]
+        if len(read_at(fd, len(part), start + at, part)) < len(part):
+            raise Moving(file.path)
+        hasher.update(part)
+    return Piece(Block(data, extents), hasher.hexdigest())
