@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks`: measures every row and prints the table; see docs/benchmarks.md.
 
-Only a complete run writes the page and its plots.
+A run that is complete for a page of the documentation writes it, and its plots.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import get_args
 
 from . import servers
 from .bench import ROOT, Bench, Result
 from .report import machine, page, plot, section
-from .rows import ROWS, Row
+from .rows import ROWS, Page, Row
 
 __all__: list[str] = []
 
@@ -41,9 +42,14 @@ def chosen(only: Sequence[str], *, rare: bool) -> list[Row]:
     return [row for row in ROWS if (row.name in only if only else rare or not row.rare)]
 
 
-def is_complete(options: argparse.Namespace) -> bool:
-    """Whether a run may replace the page."""
-    return not options.only and not options.quick and options.repeat >= 5 and servers.has_nginx()
+def complete_pages(options: argparse.Namespace, rows: Sequence[Row]) -> list[Page]:
+    """The pages that a run may replace."""
+    if options.quick or options.repeat < 5:
+        return []
+    missing = {row.page for row in ROWS if not (row.rare or row in rows)}
+    if not servers.has_nginx():
+        missing.add("benchmarks")
+    return [page for page in get_args(Page) if page not in missing]
 
 
 def main() -> None:
@@ -59,9 +65,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers and trees go, too
     print(machine() + "\n")
     results = measure(rows, options)
-    if is_complete(options):
-        plots = plot(results, ROOT / "docs/images")
-        (ROOT / "docs/benchmarks.md").write_text(page(results, plots), encoding="utf-8")
+    for name in complete_pages(options, rows):
+        mine = [result for result in results if result.row.page == name]
+        plots = plot(mine, ROOT / "docs/images")
+        (ROOT / "docs" / f"{name}.md").write_text(page(name, mine, plots), encoding="utf-8")
 
 
 def measure(rows: Sequence[Row], options: argparse.Namespace) -> list[Result]:

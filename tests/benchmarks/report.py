@@ -13,16 +13,25 @@ from pathlib import Path
 from . import peers, servers
 from .bench import Result
 from .measure import Verdict
+from .rows import Page
 from .work import GIB, MIB
 
 __all__ = ["page", "plot", "section"]
 
-_HEAD = """# Benchmarks
+_HEAD = """# {title}
 
 Written by `nox -s bench` on {date}; do not edit. {machine}
 
 {versions}
 
+{conditions}
+"""
+_TITLES: dict[Page, str] = {
+    "benchmarks": "Benchmarks",
+    "benchmarks-nodes": "Benchmarks between nodes, and of the scheduler",
+}
+_CONDITIONS: dict[Page, str] = {
+    "benchmarks": """\
 asyncsync runs with everything on: digests of every file, manifest, seal, verification; on a uvloop
 in the process that asks. Peers run at their defaults, rclone and the Python clients with 32
 transfers at once. The bare client is aiohttp with signed requests, nothing else: the floor. Cases
@@ -32,8 +41,15 @@ process and its children; memory is the peak of the summed PSS, taken every 100 
 HTTP/1.1 over loopback without TLS; servers and trees lie on tmpfs, so the page cache is always
 warm. `rclone serve s3` checks signatures and MD5, and after each run the number and sizes of the
 files were compared; the nginx sink (two workers) checks nothing and drops what comes in parts.
-Servers share the cores with the clients.
-"""
+Servers share the cores with the clients.""",
+    "benchmarks-nodes": """\
+asyncsync runs with everything on: digests of every file at both ends, manifest, seal; on a uvloop
+in the process that asks. Cases alternate, each run is a fresh process, and each number is a median.
+The clock of commands covers the whole process; that of Python clients starts after their imports.
+CPU is user + system of the client and its children, without that of a server; memory is the peak of
+the summed PSS, taken every 100 ms. All of it goes over loopback, and both ends share the cores;
+trees lie on tmpfs unless a row says otherwise.""",
+}
 
 _BASIC = {"wall_s", "cpu_s", "pss_bytes", "lag_p99_s", "lag_max_s", "empty_cpu_ratio"}
 _SHOWN = {  # metric -> heading, unit
@@ -60,11 +76,13 @@ _SHOWN = {  # metric -> heading, unit
 }
 
 
-def page(results: Sequence[Result], plots: Collection[Path] = ()) -> str:
+def page(name: Page, results: Sequence[Result], plots: Collection[Path] = ()) -> str:
     """The whole document; `plots` are those that `plot` has written."""
     images = {path.stem: f"![{path.stem}](images/{path.name})\n" for path in plots}
     found = peers.versions() | ({"nginx": servers.nginx_version()} if servers.has_nginx() else {})
     head = _HEAD.format(
+        title=_TITLES[name],
+        conditions=_CONDITIONS[name],
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         machine=machine(),
         versions=", ".join(f"{name} {version}" for name, version in found.items()),

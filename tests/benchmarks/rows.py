@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .measure import Limit
 from .work import MIB
 
-__all__ = ["ROWS", "Case", "Row"]
+__all__ = ["ROWS", "Case", "Page", "Row"]
+
+Page = Literal["benchmarks", "benchmarks-nodes"]
 
 BUDGET_BYTES = 256 * MIB  # what StorageSyncer holds at most, unless told otherwise
 ABOVE_BYTES = 64 * MIB
@@ -49,6 +52,7 @@ class Row:
         note: what one has to know to read the numbers.
         max_repeat: more runs than this would take too long.
         rare: only with `--all`.
+        page: of the documentation that it stands on.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Row:
     note: str = ""
     max_repeat: int = 1000
     rare: bool = False
+    page: Page = "benchmarks"
 
 
 def _race(
@@ -224,6 +229,7 @@ ROWS = (
     _memory("million", "1,000,000 x 1 KiB up", _ours("up", "1e6"), files=10**6),
     Row(
         name="scheduler",
+        page="benchmarks-nodes",
         title="10,000 trials that report once a second",
         cases={"scheduler": Case(tool="scheduler", action="schedule", tree="1e3", server="")},
         limits=(
@@ -239,6 +245,7 @@ ROWS = (
     ),
     Row(
         name="peer-large",
+        page="benchmarks-nodes",
         title="4 x 256 MiB to a head",
         cases=_nodes("up", "large")
         | {"bare pipe": Case(tool="bare pipe", action="up", tree="large", server="")},
@@ -247,6 +254,7 @@ ROWS = (
     ),
     Row(
         name="peer-large-disk",
+        page="benchmarks-nodes",
         title="4 x 256 MiB to a head, on a disk",
         cases={
             "asyncsync": _ours("up", "large", "head", to_disk=True),
@@ -262,6 +270,7 @@ ROWS = (
     ),
     Row(
         name="peer-large-tls",
+        page="benchmarks-nodes",
         title="4 x 256 MiB to a head over TLS",
         cases=_nodes("up", "large", "head, TLS")
         | {
@@ -275,6 +284,7 @@ ROWS = (
     ),
     Row(
         name="peer-small",
+        page="benchmarks-nodes",
         title="2,000 x 10 KiB to a head",
         cases=_nodes("up", "small"),
         limits=(_against(2.0, "rsync"), _against(1.2, "rsync")),
@@ -282,6 +292,7 @@ ROWS = (
     ),
     Row(
         name="peer-resync",
+        page="benchmarks-nodes",
         title="10,000 unchanged files to a head",
         cases=_nodes("sync", "many"),
         limits=(
@@ -292,6 +303,7 @@ ROWS = (
     ),
     Row(
         name="peer-one-byte",
+        page="benchmarks-nodes",
         title="20 x 64 MiB to a head, one byte of one file changed",
         cases={"asyncsync": _ours("one byte", "twenty", "head")},
         limits=(Limit(case="asyncsync", metric="sent_files", bound=1),),
@@ -299,6 +311,7 @@ ROWS = (
     ),
     Row(
         name="peer-clients",
+        page="benchmarks-nodes",
         title="64 clients in 4 programs, 32 MiB each, to one head",
         cases={"64 clients": Case(tool="64 clients", action="up", tree="client", server="head")},
         limits=(

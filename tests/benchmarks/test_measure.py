@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.__main__ import arguments, chosen, is_complete
+from tests.benchmarks.__main__ import arguments, chosen, complete_pages
 from tests.benchmarks.measure import Limit, Verdict, alternate, judge, medians, run
 from tests.benchmarks.peers import CLIENTS, COMMANDS
 from tests.benchmarks.rows import ROWS
@@ -142,9 +142,27 @@ def test_every_row_names_what_there_is() -> None:
     assert all({limit.case, *limit.over} <= row.cases.keys() for row, limit in limits)
 
 
+def pages_after(*line: str) -> list[str]:
+    options = arguments(line)
+    return list(complete_pages(options, chosen(options.only, rare=options.all)))
+
+
 @pytest.mark.parametrize("partial", [["--quick"], ["--only", "lag"], ["--repeat", "4"]])
-def test_a_partial_run_never_replaces_the_page(partial: list[str]) -> None:
-    assert not is_complete(arguments(partial))
+def test_a_partial_run_never_replaces_a_page(partial: list[str]) -> None:
+    assert pages_after(*partial) == []
+
+
+def test_a_run_of_all_rows_of_a_page_replaces_that_page_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    between = [row.name for row in ROWS if row.page == "benchmarks-nodes"]
+
+    assert pages_after("--only", *between) == ["benchmarks-nodes"]
+    assert pages_after("--only", *between[1:]) == []
+    monkeypatch.setattr("tests.benchmarks.servers.has_nginx", lambda: True)
+    assert pages_after() == ["benchmarks", "benchmarks-nodes"]
+    monkeypatch.setattr("tests.benchmarks.servers.has_nginx", lambda: False)
+    assert pages_after() == ["benchmarks-nodes"]
 
 
 def test_a_million_files_are_moved_on_demand_only() -> None:
