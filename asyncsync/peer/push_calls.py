@@ -21,7 +21,7 @@ from .bodies import length_of, split_lines
 from .calls import Answer, Call, Head, answer, group_of, message, new_file, text_of, window
 from .listings import Loan
 from .onward import level_of, queue
-from .sessions import Push
+from .pushes import Push
 
 __all__ = [
     "begin",

@@ -36,8 +36,9 @@ from .known import Known
 from .listings import Ledger
 from .mishaps import tell
 from .onward import Nowhere, Onward
+from .pushes import Push
 from .quotas import Quotas
-from .sessions import Push, Read, Sessions
+from .sessions import Read, Sessions
 from .space import Space
 from .turns import Turns
 

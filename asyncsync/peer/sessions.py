@@ -1,19 +1,10 @@
-"""Reads and pushes that are under way: each holds a tree open between requests."""
+"""What is under way: each session holds a tree open between requests."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import anyio
@@ -21,38 +12,15 @@ import anyio.abc
 from anyio.abc import TaskStatus
 
 from ..clock import Clock
-from ..digest import CHUNK_BYTES, chunk_count
-from ..errors import (
-    BusyError,
-    FormatError,
-    IntegrityError,
-    PermanentError,
-    SlowDownError,
-    TransientError,
-    quote,
-)
-from ..manifest import Manifest
-from ..storage import (
-    Block,
-    Durability,
-    Intent,
-    NewFile,
-    Stored,
-    TreeReader,
-    TreeStore,
-    TreeWriter,
-)
+from ..errors import BusyError, FormatError, PermanentError, SlowDownError, TransientError
+from ..storage import NewFile, TreeReader, TreeStore
 from ..wire.failures import GoneError
 from .listings import Listing, Loan
 
-__all__ = ["Push", "Read", "Sessions"]
+__all__ = ["Read", "Session", "Sessions", "file_at"]
 
 
 _UNUSED_S = 60.0  # who is told nothing of a session, because the answer was lost, begins another
-
-_Said = Sequence[tuple[NewFile, Mapping[int, Stored]]]
-_Chunk = tuple[str, int]
-"""A path and the number of a chunk."""
 
 
 class _LeftError(TransientError):
@@ -178,7 +146,7 @@ class Read(Session):
     def file(self, blob: int) -> NewFile:
         """The file of that number."""
         self.used = True
-        return _at(self.listing.files, blob)
+        return file_at(self.listing.files, blob)
 
     def allowed_s(self, idle_s: float) -> float:
         return idle_s if self.used else min(idle_s, _UNUSED_S)
@@ -188,188 +156,9 @@ class Read(Session):
             await self._until_over(task_status)
 
 
-class _Arrived(dict[int, str]):
-    """The digests of the chunks of a file that have arrived, and how long it is."""
-
-    __slots__ = ("size_bytes",)
-
-    def __init__(self, size_bytes: int) -> None:
-        super().__init__()
-        self.size_bytes = size_bytes
-
-
-class Push(Session):
-    """One attempt to write a tree, and the digests of what has arrived.
-
-    `left_bytes` is what has been announced and has not arrived; `sizes` are those of its files.
-
-    A commit goes on when whoever asked for it has hung up, and ends the attempt.
-    """
-
-    writer: TreeWriter
-
-    def __init__(
-        self, tree: str, owner: str, clock: Clock, intent: Intent, files: Sequence[NewFile]
-    ) -> None:
-        super().__init__(tree, owner, clock)
-        self.intent, self.files = intent, list(files)
-        self.sizes = [file.size_bytes for file in self.files]
-        self.left_bytes = self.size_bytes = sum(self.sizes)
-        self._digests: dict[str, _Arrived] = {}
-        self._moving: set[_Chunk] = set()
-        self._moved = anyio.Event()
-        self._committing, self._recalling = anyio.Lock(), anyio.Lock()
-        self._recalled: tuple[str, list[frozenset[int]]] | None = None
-        self._receipt: tuple[str, Durability] | None = None
-
-    async def _hold(self, store: TreeStore, task_status: TaskStatus[None]) -> None:
-        async with store.begin(self.tree, self.intent) as self.writer:
-            await self._until_over(task_status)
-
-    @property
-    def left_files(self) -> int:
-        """How many have been announced of which nothing has arrived."""
-        return sum(file.path not in self._digests for file in self.files)
-
-    def file(self, blob: int) -> NewFile:
-        """The file of that number."""
-        return _at(self.files, blob)
-
-    def extend(self, files: Iterable[NewFile]) -> int:
-        """Add files to the plan; the number of the first of them."""
-        first = len(self.files)
-        self.files += files
-        self.sizes += [file.size_bytes for file in self.files[first:]]
-        more_bytes = sum(self.sizes[first:])
-        self.size_bytes += more_bytes
-        self.left_bytes += more_bytes
-        return first
-
-    def forget(self) -> None:
-        self.intent = replace(self.intent, files=())
-        self.files, self.sizes, self._digests, self._recalled = [], [], {}, None
-
-    def _arrived(self, file: NewFile, chunk: int, found: str) -> None:
-        """A chunk is stored, and has that digest."""
-        self._digests.setdefault(file.path, _Arrived(file.size_bytes))[chunk] = found
-        self.left_bytes -= _chunk_bytes(file.size_bytes, chunk)
-
-    def _forget(self, path: str) -> None:
-        """Nothing of a file has arrived."""
-        if (arrived := self._digests.pop(path, None)) is not None:
-            self.left_bytes += sum(_chunk_bytes(arrived.size_bytes, chunk) for chunk in arrived)
-
-    @asynccontextmanager
-    async def _alone(self, chunks: set[_Chunk]) -> AsyncIterator[None]:
-        """Write these; whoever sends one of them again waits, and finds that it has arrived."""
-        while self._moving & chunks:
-            await self._moved.wait()
-        self._moving |= chunks
-        try:
-            with self.using():
-                yield
-        finally:
-            self._moving -= chunks
-            self._moved.set()
-            self._moved = anyio.Event()
-
-    def _has(self, path: str, chunk: int) -> bool:
-        return chunk in self._digests.get(path, ())
-
-    async def write(self, blob: int, offset: int, block: Block, found: str) -> str:
-        """Store a chunk with that digest; returns the digest of what is there.
-
-        One that has arrived already is not touched: its answer was lost, and if it was damaged on
-        its way, the commit will say so.
-        """
-        file, number = self.file(blob), offset // CHUNK_BYTES
-        async with self._alone({(file.path, number)}):
-            if not self._has(file.path, number):
-                await self.writer.write(file, offset, block)
-                self._arrived(file, number, found)
-        return self._digests[file.path][number]
-
-    async def write_many(self, files: Sequence[tuple[NewFile, memoryview, str]]) -> list[str]:
-        """Store whole files with these digests; returns and treats them as `write`."""
-        async with self._alone({(file.path, 0) for file, _, _ in files}):
-            new = [one for one in files if not self._has(one[0].path, 0)]
-            if new:
-                await self.writer.write_many([(file, data) for file, data, _ in new])
-            for file, _, found in new:
-                self._arrived(file, 0, found)
-        return [self._digests[file.path][0] for file, _, _ in files]
-
-    async def recall(self, files: _Said, asked: str) -> list[frozenset[int]]:
-        """See `TreeWriter.recall`. Reading it all takes long: whoever asks again waits for that.
-
-        Args:
-            asked: what differs for other `files`.
-        """
-        async with self._recalling:
-            if self._recalled is None or self._recalled[0] != asked:
-                with self.using():
-                    self._recalled = asked, await self.writer.recall(files)
-                for (file, chunks), found in zip(files, self._recalled[1], strict=True):
-                    for number in found:
-                        if not self._has(file.path, number):
-                            self._arrived(file, number, chunks[number].digest)
-            return self._recalled[1]
-
-    async def discard(self, path: str) -> None:
-        """See `TreeWriter.discard`."""
-        while any(moving == path for moving, _ in self._moving):
-            await self._moved.wait()
-        with self.using():
-            await self.writer.discard(path)
-        self._forget(path)
-
-    async def commit(self, manifest: Manifest) -> Durability:
-        """Make it the tree. Again, with the same: the same answer.
-
-        Raises:
-            IntegrityError: files are not what the manifest says; they have to be sent again.
-        """
-        async with self._committing:
-            if self._receipt is None:
-                await self._refuse_changed(manifest)
-                with self.using():
-                    self._receipt = manifest.identity, await self.writer.commit(manifest)
-                self._over.set()
-            identity, durability = self._receipt
-        if identity != manifest.identity:
-            raise FormatError("this push has been committed as something else")
-        await self._ended.wait()
-        return durability
-
-    @property
-    def answers(self) -> bool:
-        return self._receipt is not None
-
-    async def _refuse_changed(self, manifest: Manifest) -> None:
-        wrong = []
-        for count, (path, chunks) in enumerate(list(self._digests.items())):
-            if count % _COMPARED_AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()
-            entry = manifest.files.get(path)
-            if entry is not None and any(
-                n >= chunk_count(entry.size_bytes) or entry.chunk_digest(n) != found
-                for n, found in chunks.items()
-            ):
-                wrong.append(path)
-        for path in wrong:
-            await self.discard(path)
-        if wrong:
-            raise IntegrityError(
-                f"{quote(wrong[0])} did not arrive as it was sent; it has to be sent again",
-                side="target",
-                paths=wrong,
-            )
-
-
 T = TypeVar("T")
 S = TypeVar("S", bound=Session)
 
-_COMPARED_AT_ONCE = 2000  # files, before others have their turn
 _REMEMBERED = 1000  # sessions that are over, for whoever has lost the answer
 
 
@@ -470,11 +259,8 @@ def _remember(those: dict[str, T], number: str, what: T) -> None:
         del those[next(iter(those))]
 
 
-def _at(files: Sequence[NewFile], blob: int) -> NewFile:
+def file_at(files: Sequence[NewFile], blob: int) -> NewFile:
+    """The file of that number. FormatError: there is none."""
     if not 0 <= blob < len(files):
         raise FormatError("a file that is not in the plan")
     return files[blob]
-
-
-def _chunk_bytes(size_bytes: int, chunk: int) -> int:
-    return max(0, min(CHUNK_BYTES, size_bytes - chunk * CHUNK_BYTES))

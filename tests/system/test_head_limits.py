@@ -25,7 +25,7 @@ from asyncsync.peer.authority import Pair
 from asyncsync.peer.certificates import server_context
 from asyncsync.peer.listings import FILE_BYTES
 from asyncsync.peer.onward import Nowhere
-from asyncsync.peer.sessions import Push
+from asyncsync.peer.pushes import Push
 from asyncsync.peer.space import Room, Space
 from asyncsync.secrets import Secret
 from asyncsync.testing import FakeClock

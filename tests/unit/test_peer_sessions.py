@@ -13,7 +13,8 @@ from asyncsync.digest import CHUNK_BYTES, digest
 from asyncsync.errors import BusyError, ConflictError, FormatError, IntegrityError, SlowDownError
 from asyncsync.names import new_attempt
 from asyncsync.peer.listings import Listing
-from asyncsync.peer.sessions import Push, Read, Sessions
+from asyncsync.peer.pushes import Push
+from asyncsync.peer.sessions import Read, Sessions
 from asyncsync.storage import Block, Intent, NewFile
 from asyncsync.storage.committed import CommittedTrees
 from asyncsync.storage.memory import MemoryObjects
