@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -31,17 +33,21 @@ from ..head import (
     split_address,
 )
 from ..location import Location
+from ..peer import revoke as revoke_keys
 from ..secrets import Secret
 from ..units import format_amount, format_bytes, format_seconds
-from ..wire.claims import Operation
+from ..wire.claims import Operation, is_token_id
+from ..wire.joining import Join
 from ..wire.limits import Limits
 from ..wire.names import check_tree_name
+from ..wire.tokens import claims_of
+from .auditing import audit_to
 from .job import Outcome
 from .joining import shown_time
 from .output import Output, event_name
 from .runner import Session
 
-__all__ = ["DAY_S", "Wanted", "rotate", "run", "state_at", "status", "token", "wanted"]
+__all__ = ["DAY_S", "Wanted", "revoke", "rotate", "run", "state_at", "status", "token", "wanted"]
 
 DAY_S = 24 * 3600.0
 _LISTEN = "127.0.0.1:7420"
@@ -69,7 +75,8 @@ def wanted(scope: str, allow: str, days: float) -> Wanted:
         raise ConfigError(f"--scope: {exc}") from exc
     except ValueError:
         raise ConfigError(
-            f"--allow {quote(allow)}: a list with commas of {', '.join(Operation)}"
+            f"--allow {quote(allow) or 'nothing'}: give a list with commas of "
+            f"{', '.join(Operation)}"
         ) from None
     return Wanted(scope=scope, operations=operations, life_s=days * DAY_S)
 
@@ -79,7 +86,7 @@ def state_at(path: str | None) -> State:
     return State(default_state() if path is None else Path(path))
 
 
-async def run(
+async def run(  # noqa: PLR0913 - each is an option
     session: Session,
     *,
     state: State,
@@ -88,6 +95,7 @@ async def run(
     names: tuple[str, ...],
     readonly: bool,
     forward: Location | None,
+    audit: str | None,
     grant: Wanted | None,
 ) -> Outcome:
     """Set a head up if `grant` is there, and serve if `root` is."""
@@ -114,7 +122,13 @@ async def run(
             "survive the loss of this machine if that is one of its own disks"
         )
     speaker = _Speaker(session.output)
-    async with serve(service, state, clock=session.world.clock, listen=speaker) as running:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(audit_to(audit, root))
+        serving = serve(service, state, clock=session.world.clock, listen=speaker)
+        try:
+            running = await stack.enter_async_context(serving)
+        except ExceptionGroup as group:  # of what was begun beside it, and ended with it
+            raise _first(group) from None
         if grant is not None:
             await _hand_out(session, state, running, grant)
         else:
@@ -124,6 +138,10 @@ async def run(
         summary={"location": _location(running), "forwarded": speaker.forwarded},
         text=f"{_location(running)}: stopped; what was acknowledged is on the disk",
     )
+
+
+def _first(error: Exception) -> Exception:
+    return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
 
 
 def _prepare(
@@ -197,6 +215,32 @@ async def rotate(session: Session, *, state: State, grant: Wanted, overlap_s: fl
     return Outcome(summary={"location": _location(settings), "overlap_s": overlap_s})
 
 
+async def revoke(
+    session: Session, *, state: State, tokens: Sequence[str], experiments: Sequence[str]
+) -> Outcome:
+    """Refuse these tokens, and all for these experiments."""
+    settings = await anyio.to_thread.run_sync(_set_up, state)
+    for one in tokens:
+        if not is_token_id(one):
+            raise ConfigError(
+                f"--revoke {quote(one[:40]) or 'nothing'}: give the id of a token, 32 hexadecimal "
+                "digits: the audit log and --token say it; or - and the join string as input"
+            )
+    change = partial(revoke_keys, state.key_file, tokens=tokens, experiments=experiments)
+    await anyio.to_thread.run_sync(change)
+    what = [f"token {one}" for one in tokens] + [
+        f"every token for {one or 'all trees'}" for one in experiments
+    ]
+    return Outcome(
+        summary={
+            "location": _location(settings),
+            "revoked": list(tokens),
+            "revoked_experiments": list(experiments),
+        },
+        text=f"refused from now on: {', '.join(what)}; a head that runs knows that in a second",
+    )
+
+
 def _set_up(state: State) -> Settings:
     settings = state.settings()
     if settings is None:
@@ -219,10 +263,11 @@ async def _hand_out(session: Session, state: State, settings: Settings, grant: W
         life_s=grant.life_s,
     )
     line: Secret = await anyio.to_thread.run_sync(make)
+    token_id = claims_of(Join.parse(line).token).id
     output, until = session.output, now + grant.life_s
     operations = sorted(grant.operations)
     fields = {"join": line.reveal(), "address": settings.address, "scope": grant.scope}
-    output.emit("join", {**fields, "operations": operations, "expires_at": until})
+    output.emit("join", {**fields, "operations": operations, "expires_at": until, "id": token_id})
     if not output.options.json:
         output.stdout.write(line.reveal() + "\n")
     reach = quote(grant.scope) if grant.scope else "everything"
@@ -230,6 +275,7 @@ async def _hand_out(session: Session, state: State, settings: Settings, grant: W
         f"asyncsync: that line lets whoever has it {' and '.join(operations)} {reach} until "
         f"{shown_time(until)}; a worker is given it by: asyncsync join"
     )
+    output.note(f"asyncsync: if others get to see it: asyncsync head --revoke {token_id}")
 
 
 async def status(session: Session, *, state: State) -> Outcome:

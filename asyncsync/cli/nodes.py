@@ -14,6 +14,8 @@ import click
 from ..errors import ConfigError, quote
 from ..location import Location
 from ..secrets import Secret
+from ..wire.joining import Join
+from ..wire.tokens import claims_of
 from .job import Job, Options
 from .options import as_one, local, place_of, switch, with_options
 
@@ -21,6 +23,7 @@ __all__ = ["head", "join"]
 
 _DEFAULT_ALLOW = "push,pull"
 _MAX_BYTES = 64 * 1024
+_DAY_S = 24 * 3600
 _days = click.FloatRange(min=0, max=3650)
 
 
@@ -31,6 +34,8 @@ class Action:
     init: bool
     token: bool
     rotate: bool
+    revoke: tuple[str, ...]
+    revoke_experiment: tuple[str, ...]
     status: bool
 
     @property
@@ -40,7 +45,10 @@ class Action:
         Raises:
             ConfigError: there are several.
         """
-        asked = [name for name in ("init", "token", "rotate", "status") if getattr(self, name)]
+        names = ("init", "token", "rotate", "revoke", "status")
+        asked = [name for name in names if getattr(self, name)]
+        if self.revoke_experiment and not self.revoke:
+            asked.append("revoke")
         if len(asked) > 1:
             raise ConfigError(f"--{asked[0]} and --{asked[1]} exclude each other; give one of them")
         return asked[0] if asked else ""
@@ -68,6 +76,7 @@ class Place:
     name: tuple[str, ...]
     read_only: bool
     forward: str | None
+    audit: str | None
     state: str | None
 
 
@@ -77,6 +86,18 @@ _with_action = as_one(
     switch("--init", text="Set up TLS and a key first, and print a join string."),
     switch("--token", text="Print another join string."),
     switch("--rotate", text="Use another key, and print a join string of it."),
+    click.option(
+        "--revoke",
+        metavar="ID",
+        multiple=True,
+        help="Refuse this token from now on; - reads its join string. Repeatable.",
+    ),
+    click.option(
+        "--revoke-experiment",
+        metavar="NAME",
+        multiple=True,
+        help="Refuse all tokens for that tree and below it. Repeatable.",
+    ),
     switch("--status", text="Say how it is set up, and what waits to be carried on."),
 )
 _with_grant = as_one(
@@ -101,6 +122,7 @@ _with_place = as_one(
     ),
     switch("--read-only", text="Nothing is written."),
     click.option("--forward", metavar="LOCATION", help="Carry what is committed on to there."),
+    click.option("--audit", metavar="FILE", help="Note who has changed what, or was refused."),
     click.option(
         "--state", metavar="DIR", help="Where keys are kept.  [~/.local/state/asyncsync/head]"
     ),
@@ -134,21 +156,28 @@ def head(
 
     name = action.name
     _check_grant(name, grant, overlap)
-    state = commands.state_at(None if place.state is None else local(place.state, "head"))
+    state = commands.state_at(_path("--state", place.state))
     wanted = commands.wanted(
-        grant.scope or "", grant.allow or _DEFAULT_ALLOW, 7.0 if grant.days is None else grant.days
+        grant.scope or "",
+        _DEFAULT_ALLOW if grant.allow is None else grant.allow,
+        7.0 if grant.days is None else grant.days,
     )
-    if name in ("token", "rotate", "status"):
+    if name in ("token", "rotate", "revoke", "status"):
         _check_nothing_else(name, place)
         if name == "rotate":
             overlap_s = (7.0 if overlap is None else overlap) * commands.DAY_S
             work = partial(commands.rotate, state=state, grant=wanted, overlap_s=overlap_s)
         elif name == "token":
             work = partial(commands.token, state=state, grant=wanted)
+        elif name == "revoke":
+            _check_no_secret(action.revoke)
+            tokens = [_id_of(_line(None)) if one == "-" else one for one in action.revoke]
+            experiments = action.revoke_experiment
+            work = partial(commands.revoke, state=state, tokens=tokens, experiments=experiments)
         else:
             work = partial(commands.status, state=state)
         return Job(command="head", options=options, work=work)
-    root = None if place.root is None else local(place.root, "head --root DIR")
+    root = _path("--root", place.root)
     if root is None and name != "init":
         raise ConfigError("head serves a directory: asyncsync head --root DIR")
     _check_service(place, root)
@@ -159,16 +188,35 @@ def head(
         listen=place.listen,
         names=place.name,
         readonly=place.read_only,
-        forward=None if place.forward is None else Location.parse(place_of(place.forward)),
+        forward=None if place.forward is None else _location(place.forward),
+        audit=_path("--audit", place.audit),
         grant=wanted if name == "init" else None,
     )
     return Job(command="head", options=options, work=work, until_stopped=root is not None)
 
 
+def _id_of(line: Secret) -> str:
+    return claims_of(Join.parse(line).token).id
+
+
+def _path(option: str, text: str | None) -> str | None:
+    if text is None:
+        return None
+    if not text:
+        raise ConfigError(f"{option} is empty; name a path, or leave it out")
+    return local(text, f"head {option} PATH")
+
+
+def _location(text: str) -> Location:
+    if not text:
+        raise ConfigError("--forward is empty; name a location, or leave it out")
+    return Location.parse(place_of(text))
+
+
 def _check_grant(name: str, grant: Grant, overlap: float | None) -> None:
-    if grant.given and name in ("", "status"):
+    if grant.given and name in ("", "status", "revoke"):
         raise ConfigError("--scope, --allow and --days are of the join string that --token prints")
-    if grant.days is not None and not grant.days > 0:
+    if grant.days is not None and not grant.days * _DAY_S >= 1:  # also what is no number
         raise ConfigError(f"--days {grant.days:g} would be over at once; give a number above 0")
     if overlap is not None and (name != "rotate" or not overlap >= 0):
         raise ConfigError("--overlap belongs to --rotate; it is a number of days")
@@ -177,7 +225,7 @@ def _check_grant(name: str, grant: Grant, overlap: float | None) -> None:
 def _check_nothing_else(name: str, place: Place) -> None:
     given = [
         option
-        for option in ("root", "listen", "name", "read_only", "forward")
+        for option in ("root", "listen", "name", "read_only", "forward", "audit")
         if getattr(place, option)
     ]
     if given:
@@ -186,8 +234,10 @@ def _check_nothing_else(name: str, place: Place) -> None:
 
 
 def _check_service(place: Place, root: str | None) -> None:
-    if root is None and (place.read_only or place.forward):
-        raise ConfigError("--read-only and --forward are of a head that serves; add --root DIR")
+    if root is None and (place.read_only or place.forward or place.audit):
+        raise ConfigError(
+            "--read-only, --forward and --audit are of a head that serves; add --root DIR"
+        )
     if place.read_only and place.forward:
         raise ConfigError("nothing is committed at a head with --read-only; leave --forward out")
 
@@ -204,20 +254,20 @@ def join(*, words: tuple[str, ...], source: str | None, options: Options) -> Job
     """
     from .joining import join as run
 
+    _check_no_secret(words)
     if words:
-        raise _on_the_command_line(words)
+        raise ConfigError("join takes no arguments; it reads the join string from standard input")
     work = partial(run, line=_line(source))
     return Job(command="join", options=options, work=work, unfinished="not joined")
 
 
-def _on_the_command_line(words: tuple[str, ...]) -> ConfigError:
+def _check_no_secret(words: tuple[str, ...]) -> None:
     if any("as1." in word or "asj1." in word for word in words):
-        return ConfigError(
+        raise ConfigError(
             "other users can see the command line, so that join string is not secret any more: "
             "give the next one to `asyncsync join` on standard input, and run "
             "`asyncsync head --rotate --overlap 0` on the head"
         )
-    return ConfigError("join takes no arguments; it reads the join string from standard input")
 
 
 def _line(source: str | None) -> Secret:

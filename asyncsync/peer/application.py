@@ -25,8 +25,9 @@ from ..units import KIB
 from ..wire import messages as m
 from ..wire.claims import Claims, Operation
 from ..wire.failures import CodingError, UnauthorizedError, fault_of
+from .audit import Entry, note
 from .calls import Answer, Call, Head
-from .guard import Guard
+from .guard import Guard, check_operations
 from .handlers import HANDLERS
 from .mishaps import tell
 from .queues import Queues
@@ -113,14 +114,19 @@ class Application:
     async def respond(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to a request. Never an error."""
         found: Answer | web.StreamResponse
+        entry = Entry(request.remote or "", request.content_length or 0)
+        error: Exception | None = None
         try:
-            found = await self._answer(request)
+            found = await self._answer(request, entry)
         except AsyncSyncError as exc:
+            error = exc
             await self._head.bodies.drop(request)
             found = self._failed(exc)
         except Exception as exc:  # noqa: BLE001 - a bug: whoever runs the head hears of it
+            error = exc
             tell(f"the head failed at {request.method}", exc)
             found = self._failed(TransientError("the head failed; its log says how"))
+        note(entry, error, self._head.clock.now())
         if isinstance(found, web.StreamResponse):
             return found
         response = web.Response(body=found.body, status=found.status, headers=found.headers)
@@ -129,22 +135,25 @@ class Application:
             response.force_close()
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> Answer | web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, entry: Entry) -> Answer | web.StreamResponse:
         asked = find(request.method, request.raw_path)
         if asked is None:
             raise NotFoundError("there is no such request")
         _check_frame(request, asked.route)
         if "public" in asked.route.needs:
-            return await self._handle(request, _NOBODY, asked, Budget(0))
-        claims = self._admit(request, asked.route)
+            return await self._handle(request, entry, _NOBODY, asked, Budget(0))
+        entry.operation, entry.route = asked.name, asked.route
+        claims = self._admit(request, entry, asked.route)
         async with self._queues.turn(claims.id) as share:
-            return await self._handle(request, claims, asked, share)
+            return await self._handle(request, entry, claims, asked, share)
 
     async def _handle(
-        self, request: web.BaseRequest, claims: Claims, asked: Found, share: Budget
+        self, request: web.BaseRequest, entry: Entry, claims: Claims, asked: Found, share: Budget
     ) -> Answer | web.StreamResponse:
         async with AsyncExitStack() as holds:
-            call = Call(request, claims, asked.route, share, holds, asked.session, asked.blob)
+            call = Call(
+                request, entry, claims, asked.route, share, holds, asked.session, asked.blob
+            )
             found = await HANDLERS[asked.name](self._head, call)
             if isinstance(found, Answer) and len(found.body) > _LARGE_BYTES:
                 # By slices: aiohttp would copy what is not taken at once.
@@ -152,9 +161,11 @@ class Application:
                 found = await self._head.bodies.send(request, [memoryview(body)], status, headers)
             return found
 
-    def _admit(self, request: web.BaseRequest, route: m.Route) -> Claims:
+    def _admit(self, request: web.BaseRequest, entry: Entry, route: m.Route) -> Claims:
         shown = request.headers.getall("Authorization", [])
-        claims = self._guard.admit(shown, request.remote or "", route)
+        claims = self._guard.admit(shown, entry.address)
+        entry.token = claims.id
+        check_operations(claims, route)
         if route.changes and self._head.readonly:
             raise AccessDeniedError("this head is read-only")
         return claims

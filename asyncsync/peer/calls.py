@@ -21,13 +21,15 @@ from ..wire import messages as m
 from ..wire.claims import Claims
 from ..wire.limits import Limits
 from ..wire.names import check_tree_name
+from .audit import Entry
 from .bodies import Bodies
 from .guard import check_scope
 from .known import Known
 from .listings import Ledger
 from .onward import Onward
+from .pushes import Push
 from .quotas import Quotas
-from .sessions import Push, Read, Session, Sessions
+from .sessions import Read, Session, Sessions
 from .space import Space
 from .turns import Turns
 
@@ -97,6 +99,7 @@ class Call(NamedTuple):
     """A request that may be answered.
 
     Attributes:
+        entry: what is noted of it.
         share: of the memory of the head, for all requests with its token.
         holds: what it holds until its answer has been sent.
         number, blob: of the session and of the file that it names.
@@ -114,6 +117,7 @@ class Call(NamedTuple):
         await self.holds.enter_async_context(self.memory(head, size_bytes))
 
     request: web.BaseRequest
+    entry: Entry
     claims: Claims
     route: m.Route
     share: Budget
@@ -124,12 +128,14 @@ class Call(NamedTuple):
     def session(self, sessions: Sessions[S]) -> S:
         """The session that it names, if that is its own."""
         found = sessions.get(self.number, self.claims.id)
+        self.entry.tree = found.tree
         check_scope(self.claims, found.tree, self.route.needs)
         return found
 
     def tree(self, name: str) -> str:
         """A name of a tree, once it is known that the token reaches that far."""
         check_tree_name(name)
+        self.entry.tree = name
         check_scope(self.claims, name, self.route.needs)
         return name
 

@@ -14,7 +14,7 @@ from ..wire.limits import Limits
 from ..wire.messages import Route
 from ..wire.tokens import KeyRing, TokenError
 
-__all__ = ["Guard", "check_scope"]
+__all__ = ["Guard", "check_operations", "check_scope"]
 
 _SCHEME = "Bearer "
 _MINUTE_S = 60.0
@@ -41,24 +41,20 @@ class Guard:
         self.keys, self._limits, self._clock = keys, limits, clock
         self._failures: dict[str, _Failures] = {}
 
-    def admit(self, shown: Sequence[str], address: str, route: Route) -> Claims:
-        """What the token in the one header that is `shown` allows, and that it is enough here.
+    def admit(self, shown: Sequence[str], address: str) -> Claims:
+        """What the token in the one header that is `shown` allows.
 
         Raises:
             UnauthorizedError: it is not good, or there was none.
             SlowDownError: the same, and many from there were not.
-            AccessDeniedError: it does not allow that.
         """
         if len(shown) != 1 or not shown[0].startswith(_SCHEME):
             raise self._failed(address)
         token = Secret(shown[0].removeprefix(_SCHEME))
         try:
-            claims = self.keys.verify(token, self._clock.now())
-        except TokenError:
-            raise self._failed(address) from None
-        if "any" not in route.needs and not claims.operations.intersection(route.needs):
-            raise AccessDeniedError("this token does not allow that")
-        return claims
+            return self.keys.verify(token, self._clock.now())
+        except TokenError as exc:  # whose reason is for the audit log alone
+            raise self._failed(address) from exc
 
     def _failed(self, address: str) -> AsyncSyncError:
         now = self._clock.monotonic()
@@ -74,6 +70,12 @@ class Guard:
             return UnauthorizedError("a token that is good here is needed; join again to get one")
         wait_s = min(self._limits.max_auth_delay_s, 2.0 ** min(beyond - 1, _MOST_DOUBLINGS))
         return SlowDownError("too many tokens that are not good; wait", retry_after_s=wait_s)
+
+
+def check_operations(claims: Claims, route: Route) -> None:
+    """AccessDeniedError if a token allows nothing of what a route needs, on any tree."""
+    if "any" not in route.needs and not claims.operations.intersection(route.needs):
+        raise AccessDeniedError("this token does not allow that")
 
 
 def check_scope(claims: Claims, tree: str, needs: Sequence[str]) -> None:

@@ -68,11 +68,12 @@ class TokenError(AccessDeniedError):
 
     Attributes:
         fault: the reason, for the audit log.
+        id: of the token, where that is certain; else empty.
     """
 
-    def __init__(self, fault: TokenFault) -> None:
+    def __init__(self, fault: TokenFault, token_id: str = "") -> None:
         super().__init__("the token is not valid; get a new one from the head")
-        self.fault = fault
+        self.fault, self.id = fault, token_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,14 +186,14 @@ class KeyRing:
         for link in parsed.links[1:]:
             wider, claims = claims, _claims(link)
             if not claims.is_within(wider):
-                raise TokenError(TokenFault.WIDER)
+                raise TokenError(TokenFault.WIDER, first.id)
         # The last claims lie within all others, their times too.
         if now < claims.not_before - SKEW_S:
-            raise TokenError(TokenFault.NOT_YET)
+            raise TokenError(TokenFault.NOT_YET, first.id)
         if not now < claims.expires_at + SKEW_S:
-            raise TokenError(TokenFault.EXPIRED)
+            raise TokenError(TokenFault.EXPIRED, first.id)
         if self.revoked.has(first, claims):
-            raise TokenError(TokenFault.REVOKED)
+            raise TokenError(TokenFault.REVOKED, first.id)
         return claims
 
     def renew(self, token: Secret, now: float) -> Secret:

@@ -101,3 +101,16 @@ def test_five_lines_replace_aws_s3_sync(moto: Server) -> None:
     said = run("replace_aws_s3_sync.py", store, **moto.environ)
 
     assert said == f"newest: {store}/step_000003\n"
+
+
+def test_the_unit_of_a_head_lets_it_write_its_own_places_only() -> None:
+    lines = (ROOT / "examples" / "asyncsync-head.service").read_text().splitlines()
+    said = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+    assert said["User"] not in ("", "root")
+    assert (said["ProtectSystem"], said["NoNewPrivileges"]) == ("strict", "yes")
+    assert said["ReadWritePaths"] == "/srv/trees"
+    assert said["CapabilityBoundingSet"] == ""
+    command = said["ExecStart"].split()[1:]
+    options = [word for word in command if word.startswith("--")]
+    assert options == ["--root", "--state", "--audit"]

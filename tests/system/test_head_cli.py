@@ -298,6 +298,40 @@ def test_after_a_rotation_a_head_that_runs_takes_both_or_only_the_new_one(
     assert "join again" in gone.error
 
 
+def test_what_is_revoked_is_refused_and_noted_by_a_head_that_runs(node: Node, worker: Node) -> None:
+    log = node.folder / "audit.log"
+    with node.head("--init", "--listen", f"127.0.0.1:{free_port()}", "--audit", str(log)) as head:
+        line = node.run("head", "--token", "--scope", "exp").out.strip()
+        token = claims_of(Join.parse(Secret(line)).token)
+        assert worker.run("join", stdin=line).code == 0
+        up = worker.run("up", worker.checkpoint(), f"{head.location}/exp/1")
+        revoked = node.run("head", "--revoke", "-", stdin=line)
+        head.until("renewed")
+        refused = worker.run("up", worker.checkpoint("more"), f"{head.location}/exp/2")
+        experiment = node.run("head", "--revoke-experiment", "exp", "--json")
+        head.stop()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+
+    assert (up.code, revoked.code, refused.code, experiment.code) == (0, 0, 7, 0)
+    assert token.id in revoked.out
+    assert json.loads(experiment.out)["revoked_experiments"] == ["exp"]
+    commits = [one for one in lines if one["operation"] == "commit"]
+    assert [(one["token"], one["tree"], one["outcome"]) for one in commits] == [
+        (token.id, "exp/1", "ok")
+    ]
+    assert (lines[-1]["token"], lines[-1]["reason"]) == (token.id, "revoked")
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert "as1." not in log.read_text()
+
+
+@pytest.mark.parametrize("wrong", ["", "x", "A" * 32])
+def test_what_would_revoke_nothing_is_an_error(node: Node, wrong: str) -> None:
+    node.run("head", "--init", "--listen", "127.0.0.1:7999")
+    ran = node.run("head", "--revoke", wrong)
+
+    assert (ran.code, "32 hexadecimal digits" in ran.error) == (2, True)
+
+
 def test_a_head_is_started_again_as_it_was_set_up(node: Node, worker: Node) -> None:
     line = node.run("head", "--init", "--listen", f"127.0.0.1:{free_port()}").out
     with node.head("--listen", "127.0.0.1:0") as moved:
@@ -392,6 +426,17 @@ def test_a_read_only_head_takes_nothing(node: Node, worker: Node) -> None:
         (["--status"], "no head was set up in"),
         (["--token", "--root", "root"], "--root means nothing"),
         (["--token", "--scope", "../x"], "each part of its name begins with"),
+        (["--root", ""], "--root is empty"),
+        (["--root", "root", "--state", ""], "--state is empty"),
+        (["--root", "root", "--forward", ""], "--forward is empty"),
+        (["--root", "root", "--audit", "root/log"], "lies in what is served"),
+        (["--root", "root", "--audit", "nowhere/log"], "a file that this user may write"),
+        (["--init", "--audit", "log"], "add --root DIR"),
+        (["--revoke", "0" * 32], "no head was set up in"),
+        (["--revoke", "0" * 32, "--rotate"], "exclude each other"),
+        (["--revoke-experiment", "exp", "--days", "1"], "are of the join string"),
+        (["--token", "--days", "1e-6"], "would be over at once"),
+        (["--token", "--allow", ""], "a list with commas of push, pull, list"),
         (["--token", "--allow", "everything"], "a list with commas of push, pull, list"),
         (["--token", "--days", "0"], "--days 0 would be over at once"),
         (["--token", "--days", "-1"], "--days"),
@@ -422,6 +467,13 @@ def test_a_join_string_among_the_arguments_is_refused_and_not_repeated(
     if command == "join":
         assert "other users can see the command line" in ran.error
         assert "asyncsync head --rotate --overlap 0" in ran.error
+
+
+def test_a_join_string_is_not_revoked_by_showing_it_to_everybody(node: Node) -> None:
+    ran = node.run("head", "--revoke", line := good_line())
+
+    assert (ran.code, line[5:40] in ran.err) == (2, False)
+    assert "asyncsync head --rotate --overlap 0" in ran.error
 
 
 def good_line(address: str = "127.0.0.1:9", **claims: Any) -> str:
@@ -548,6 +600,15 @@ def test_an_occupied_port_is_one_line(node: Node) -> None:
         ran = node.run("head", "--root", "root", "--listen", address)
 
     assert (ran.code, f"cannot listen on {address}" in ran.err) == (2, True)
+
+
+def test_an_occupied_port_is_one_line_also_for_a_head_that_carries_on(node: Node) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        ran = node.run("head", "--root", "root", "--listen", listen, "--forward", "out")
+
+    assert ran.code == 2
+    assert "cannot listen on" in ran.err.splitlines()[-1]
 
 
 def test_two_heads_do_not_share_a_state(node: Node) -> None:
