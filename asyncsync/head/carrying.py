@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,6 +20,9 @@ from ..transfer import Committed, Engine, Journal, SourceFile, Tally
 __all__ = ["Carried", "Carrier"]
 
 _ROUNDS = 3
+
+Begin = Callable[[str, str], Awaitable[None]]
+"""Hears which commit is about to be sent, and which one is there; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +50,12 @@ class Carrier:
     engine: Engine
     threads: Threads
 
-    async def carry(self, tree: str, ours: str) -> Carried:
+    async def carry(self, tree: str, ours: Container[str], begin: Begin) -> Carried:
         """Bring the commit that is at `tree` there.
 
         Args:
-            ours: the commit that was brought there before; its place may be taken.
+            ours: the commits that may have been brought there before; their place may be taken.
+            begin: is awaited before anything there is touched.
 
         Raises:
             NotFoundError: there is none.
@@ -67,12 +71,15 @@ class Carrier:
         if previous is not None and previous.identity == manifest.identity:
             return Carried(manifest=manifest, durability=await self.target.confirm(there))
         self._refuse_foreign(tree, manifest, previous, ours)
+        await begin(manifest.identity, previous.identity if previous else "")
         return await self._write(tree, there, manifest, previous)
 
     def _refuse_foreign(
-        self, tree: str, manifest: Manifest, previous: Manifest | None, ours: str
+        self, tree: str, manifest: Manifest, previous: Manifest | None, ours: Container[str]
     ) -> None:
-        if previous is None or previous.identity in (ours, manifest.header.parent):
+        if previous is None or previous.identity == manifest.header.parent:
+            return
+        if previous.identity in ours:
             return
         if previous.header.writer == manifest.header.writer:
             return

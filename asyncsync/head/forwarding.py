@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -42,6 +43,7 @@ _AT_ONCE = 4  # trees; the files of each move side by side anyway
 _FIRST_S, _LONGEST_S = 1.0, 600.0
 _PERMANENT_S = 3600.0  # somebody may have changed what was in the way
 _HURRIED_S = 60.0
+_MOST_GONE = 20_000  # notes of trees that are gone: by them, what is there is known as ours
 _SCAN_AGAIN_S = 60.0
 _SCANS_SELDOM = 20.0  # times as long as the last one took there is none
 
@@ -142,16 +144,18 @@ class Forwarding:
                 return
             self._failures.pop(tree, None)
             try:
-                await self._write(Note(tree=tree, identity=identity, forwarded=_forwarded(note)))
+                note = self._note(tree)
+                await self._write(replace(note, identity=identity, failure="", permanent=False))
             finally:  # not acknowledged, but it stands: whoever asked may never ask again
                 self._plan(tree, 0.0)
 
     def has(self, tree: str, identity: str) -> bool:
-        return _forwarded(self._known.get(tree)) == identity != ""
+        note = self._note(tree)
+        return not note.begun and note.forwarded == identity != ""
 
     def failure(self, tree: str, identity: str) -> str:
-        note = self._known.get(tree)
-        if note is None or not (note.waits and note.permanent and note.identity == identity):
+        note = self._note(tree)
+        if not (note.waits and note.permanent and note.identity == identity):
             return ""
         root = self._carrier.root  # where that is, is nobody's business
         return note.failure.replace(f"{root}/", "").replace(root, "the root")
@@ -175,6 +179,9 @@ class Forwarding:
         for tree, note in notes.items():
             if note.waits:
                 self._plan(tree, 0.0)
+
+    def _note(self, tree: str) -> Note:
+        return self._known.get(tree) or Note(tree=tree, identity="")
 
     async def _write(self, note: Note) -> None:
         """Note it. Interrupted or failed, it counts as not noted, and whoever asks again notes it.
@@ -260,17 +267,17 @@ class Forwarding:
         try:
             carried = await self._carry(tree)
         except _VanishedError:
-            await self._forget(tree)
-            self._listen(Vanished(tree=tree))
+            await self._vanished(tree)
         else:
             await self._arrived(tree, asked, carried)
 
     async def _carry(self, tree: str) -> Carried:
-        ours = _forwarded(self._known.get(tree))
         while True:
+            note = self._note(tree)
+            ours = {note.forwarded, note.begun}
             before = await self._header(tree)
             try:
-                return await self._carrier.carry(tree, ours)
+                return await self._carrier.carry(tree, ours, partial(self._begun, tree))
             except (IntegrityError, NotFoundError):
                 now = await self._header(tree)
                 if (now.identity, now.attempt) == (before.identity, before.attempt):
@@ -282,10 +289,17 @@ class Forwarding:
         except NotFoundError as exc:
             raise _VanishedError from exc
 
+    async def _begun(self, tree: str, identity: str, there: str) -> None:
+        """Note it first: else nobody would know the commit there for ours after a crash."""
+        async with self._turn:
+            note = self._note(tree)
+            if (note.begun, note.forwarded) != (identity, there):
+                await self._write(replace(note, begun=identity, forwarded=there))
+
     async def _arrived(self, tree: str, asked: int, carried: Carried) -> None:
         manifest = carried.manifest
         async with self._turn:
-            note, found = self._known[tree], manifest.identity
+            note, found = self._note(tree), manifest.identity
             # What was queued before the tree was read is that commit, or one that it replaced.
             newest = note.identity if self._asked[tree] != asked else found
             self._failures.pop(tree, None)
@@ -302,11 +316,20 @@ class Forwarding:
             )
         )
 
-    async def _forget(self, tree: str) -> None:
+    async def _vanished(self, tree: str) -> None:
+        """Nothing is to be carried on; what arrived before is known as ours all the same."""
         async with self._turn:
-            self._known.pop(tree, None)
-            self._tried_at.pop(tree, None)
-            await self._threads.run(self._notes.remove, tree)
+            note = self._note(tree)
+            if note.forwarded or note.begun:
+                await self._write(replace(note, identity="", failure="", permanent=False))
+            else:
+                await self._forget(tree)
+        self._listen(Vanished(tree=tree))
+
+    async def _forget(self, tree: str) -> None:
+        self._known.pop(tree, None)
+        self._tried_at.pop(tree, None)
+        await self._threads.run(self._notes.remove, tree)
 
     async def _failed(self, tree: str, asked: int, error: Exception) -> None:
         permanent = not isinstance(error, TransientError)
@@ -350,8 +373,7 @@ class Forwarding:
         while True:
             began_s, before = self._clock.monotonic(), set(self._known)
             try:
-                for tree in before - await self._queue_all(tags):
-                    await self._forget_vanished(tree)
+                await self._forget_old(before - await self._queue_all(tags))
             except AsyncSyncError as exc:
                 self._tell("", str(exc), permanent=False, wait_s=_SCAN_AGAIN_S)
             else:
@@ -372,7 +394,7 @@ class Forwarding:
                     header = await source.read_header(sight.tree)
                 except (NotFoundError, IntegrityError):
                     continue  # gone by now; or damaged, which readers are told
-                if _forwarded(self._known.get(sight.tree)) != header.identity:
+                if not self.has(sight.tree, header.identity):
                     await self.queue(sight.tree, header.identity)
                 tags[sight.tree] = sight.tag
         except NotFoundError:
@@ -381,15 +403,13 @@ class Forwarding:
             del tags[tree]
         return seen
 
-    async def _forget_vanished(self, tree: str) -> None:
-        try:
-            await self._header(tree)
-        except _VanishedError:
-            note = self._known.get(tree)  # its turn may have come meanwhile
-            if note is not None and not note.waits:  # else it is told when its turn comes
-                await self._forget(tree)
-        except AsyncSyncError:
-            return  # it is there, in some way
+    async def _forget_old(self, gone: set[str]) -> None:
+        """Keep only so many notes of trees that are not there any more."""
+        old = [tree for tree, note in self._known.items() if tree in gone and not note.waits]
+        for tree in old[: max(0, len(old) - _MOST_GONE)]:
+            async with self._turn:
+                if tree not in self._running and not self._note(tree).waits:  # it is still gone
+                    await self._forget(tree)
 
 
 class _VanishedError(Exception):
@@ -406,7 +426,3 @@ def check_place(root: str, place: Location) -> None:
     if place.scheme == "memory":
         raise ConfigError(f"{quote(str(place))} ends with the head; carry trees to another place")
     check_overlap(root, place)
-
-
-def _forwarded(note: Note | None) -> str:
-    return "" if note is None else note.forwarded

@@ -4,8 +4,10 @@ A file is replaced as a whole and flushed, so that each moment of its life is on
 
 | it says | that is |
 |---|---|
+| no `identity` | the tree has gone; what is there is ours |
 | `identity` other than `forwarded` | that commit, or a newer one there, has to be carried on |
-| `identity` like `forwarded` | it has been |
+| `begun` | whether that has arrived, or what was there before still is, nobody knows yet |
+| `identity` like `forwarded` and no `begun` | it has been |
 | no file, or one that cannot be read | nothing is known: the tree is looked at, and noted anew |
 """
 
@@ -33,8 +35,9 @@ class Note(
     """How far a tree is.
 
     Attributes:
-        identity: the commit that was acknowledged last.
-        forwarded: the commit that has arrived; empty: none.
+        identity: the commit that was acknowledged last; empty: the tree has gone since.
+        forwarded: the commit that was there when it was looked last, ours; empty: none.
+        begun: the commit that was then begun to be sent, and may be there by now; empty: none.
         failure: why the last attempt failed; empty: it did not.
         permanent: somebody has to change something first.
     """
@@ -43,13 +46,14 @@ class Note(
     tree: str
     identity: str
     forwarded: str = ""
+    begun: str = ""
     failure: str = ""
     permanent: bool = False
 
     @property
     def waits(self) -> bool:
         """Whether there is something to carry on."""
-        return self.identity != self.forwarded
+        return self.identity != "" and (self.identity != self.forwarded or self.begun != "")
 
 
 class Notes:

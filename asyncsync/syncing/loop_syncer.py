@@ -285,8 +285,13 @@ class LoopSyncer:
             observe(Started(direction="verify", source=str(remote), target=str(remote)))
 
             async def attempt() -> VerifyReport:
-                for _ in range(_REREADS):
-                    report = await verify_commit(store, tree, remote, self._engine, observe)
+                for left in reversed(range(_REREADS)):
+                    try:
+                        report = await verify_commit(store, tree, remote, self._engine, observe)
+                    except IntegrityError:  # replaced between two questions; or it is so again
+                        if not left:
+                            raise
+                        continue
                     if report.ok or await self._is_current(store, tree, report.identity):
                         return report
                 return report

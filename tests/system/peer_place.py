@@ -20,7 +20,7 @@ from anyio import to_thread
 from asyncsync import digest
 from asyncsync.clock import Clock
 from asyncsync.events import Observer, ignore
-from asyncsync.peer import PeerServer, push_calls, read_calls, sessions
+from asyncsync.peer import PeerServer, push_calls, pushes, read_calls, sessions
 from asyncsync.peer.certificates import Certificates, prepare_certificates, server_context
 from asyncsync.storage.local import stage, unfinished
 from asyncsync.storage.local import store as local_store
@@ -43,7 +43,7 @@ __all__ = ["CHUNK", "PeerPlace", "peer_place", "use_short_stalls", "use_small_ch
 CHUNK = 256 * KIB
 EVERYTHING = frozenset(Operation)
 _CHUNKED = (digest, engine, source, committed, stage, unfinished, local_store)
-_CHUNKED_PEERS = (sessions, push_calls, read_calls, writer, framing)
+_CHUNKED_PEERS = (pushes, push_calls, read_calls, writer, framing)
 
 
 def use_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

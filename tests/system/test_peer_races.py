@@ -327,3 +327,24 @@ async def test_of_a_file_of_20_gib_with_holes_only_what_is_in_it_travels(
             assert found.st_blocks * 512 < MIB
         assert up["request"] < 4 * MIB
         assert place.proxy.passed_bytes["response"] < 8 * MIB
+
+
+async def test_a_tree_that_is_replaced_while_it_is_verified_is_verified_as_it_is_then(
+    place: PeerPlace, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    source = await to_thread.run_sync(make, tmp_path / "one", {"w": b"old"})
+    other = await to_thread.run_sync(make, tmp_path / "other", {"w": b"new"})
+    outcomes: list[Outcome] = []
+    await _push(place, source, outcomes)
+
+    async def replace(name: str, number: int) -> None:
+        if name == "open" and len(outcomes) == 1:
+            await _push(place, other, outcomes, replace=True)
+
+    Hooked(monkeypatch, replace)
+    async with place.syncer() as syncer:
+        report = await syncer.verify(f"{place.location}/tree")
+
+    assert report.ok
+    assert isinstance(outcomes[1], Receipt)
+    assert report.identity == outcomes[1].identity

@@ -25,6 +25,7 @@ from asyncsync.head import (
     NotForwarded,
     Vanished,
 )
+from asyncsync.head import forwarding as forwarding_module
 from asyncsync.location import Location
 from asyncsync.storage import Sighting
 from asyncsync.storage.local import LocalTrees
@@ -367,6 +368,83 @@ async def test_what_somebody_else_put_there_stays(place: Place, tmp_path: Path) 
     assert (place.cloud / "t" / "w").read_text() == "theirs"
 
 
+async def test_what_takes_the_place_of_a_deleted_tree_takes_it_there_as_well(
+    place: Place,
+) -> None:
+    """Whoever runs a training again, perhaps on another node, uses its names again."""
+    async with place.forwarding() as forwarding:
+        await forwarding.queue("t", await place.commit("t", "one"))
+        await place.idle(forwarding)
+        async with StorageSyncer(isolation="loop") as syncer:
+            await syncer.delete(place.root / "t")
+        await place.clock.advance(60)
+        place.work = await made(place.work.with_name("another"))
+        identity = await place.commit("t", "two")
+        await forwarding.queue("t", identity)
+        await place.idle(forwarding)
+
+        assert forwarding.has("t", identity)
+    assert await place.identity("t", place.cloud) == identity
+
+
+async def made(folder: Path) -> Path:
+    await anyio.Path(folder).mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+async def test_what_arrived_unnoticed_is_known_as_ours(place: Place, vanishes: bool) -> None:
+    """Its answer was lost, and the next version is of another writer."""
+
+    def lost(when: str, name: str) -> BaseException | None:
+        error = (when, name) == ("after", "commit") and not place.heard
+        return TransientError("no answer") if error else None
+
+    await place.commit("t", "one")
+    async with place.forwarding(lost) as forwarding:
+        await place.heard.until(1)
+        noted = (await place.notes())["t"]
+        if vanishes:
+            shutil.rmtree(place.root / "t")
+            await place.clock.advance(1)
+            await place.heard.until(2)
+        place.work = await made(place.work.with_name("another"))
+        identity = await place.commit("t", "two", replace=True)
+        await forwarding.queue("t", identity)
+        await place.idle(forwarding)
+
+        assert (noted.forwarded, noted.begun) == ("", noted.identity)
+        assert forwarding.has("t", identity)
+
+
+async def test_a_version_that_comes_back_is_not_taken_for_there_while_another_may_be(
+    place: Place,
+) -> None:
+    entered, goes_on = anyio.Event(), anyio.Event()
+
+    def slow(when: str, name: str) -> anyio.Event | None:
+        if (when, name) == ("after", "commit") and len(place.heard) == 1:
+            entered.set()
+            return goes_on
+        return None
+
+    async with place.forwarding(slow) as forwarding:
+        one = await place.commit("t", "one", replace=True)
+        await forwarding.queue("t", one)
+        await place.heard.until(1)
+        await forwarding.queue("t", await place.commit("t", "two", replace=True))
+        await entered.wait()
+        assert await place.commit("t", "one", replace=True) == one
+        await forwarding.queue("t", one)
+
+        assert not forwarding.has("t", one)
+        assert (await place.notes())["t"].waits
+        goes_on.set()
+        await place.idle(forwarding)
+        assert forwarding.has("t", one)
+    assert await place.identity("t", place.cloud) == one
+
+
 async def test_a_checkpoint_that_was_replaced_is_replaced_there(place: Place) -> None:
     await place.commit("t", "one")
     async with place.forwarding() as forwarding:
@@ -377,7 +455,7 @@ async def test_a_checkpoint_that_was_replaced_is_replaced_there(place: Place) ->
     assert (place.cloud / "t" / "w").read_text() == "two"
 
 
-async def test_a_tree_that_was_deleted_meanwhile_is_told_and_forgotten(place: Place) -> None:
+async def test_a_tree_that_was_deleted_meanwhile_is_told_and_waits_no_more(place: Place) -> None:
     identity = await place.commit("t", "one")
     async with place.forwarding(first(TransientError("away"))) as forwarding:
         await forwarding.queue("t", identity)
@@ -388,14 +466,14 @@ async def test_a_tree_that_was_deleted_meanwhile_is_told_and_forgotten(place: Pl
         await place.idle(forwarding)
 
     assert Vanished(tree="t") in place.heard  # a look at the whole root may have met the delete
-    assert (await place.notes()) == {}
+    assert not (await place.notes())["t"].waits
 
 
 async def test_trees_that_vanished_while_the_head_was_down_do_not_end_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await place.commit("t", "one")
-    async with place.forwarding(first(TransientError("away"))):
+    async with place.forwarding(first(TransientError("away"), name="read_manifest")):
         await place.heard.until(1)
     shutil.rmtree(place.root / "t")
     find = LocalTrees.find
@@ -420,7 +498,7 @@ async def test_a_note_that_cannot_be_removed_does_not_end_the_head(
         raise OSError(errno.EROFS, "read-only")
 
     await place.commit("t", "one")
-    async with place.forwarding(first(TransientError("away"))):
+    async with place.forwarding(first(TransientError("away"), name="read_manifest")):
         await place.heard.until(1)
     shutil.rmtree(place.root / "t")
     monkeypatch.setattr(Notes, "remove", broken)
@@ -442,16 +520,21 @@ async def test_what_is_written_below_the_root_past_the_head_arrives_as_well(plac
         assert forwarding.has("fetched", identity)
 
 
-async def test_notes_of_trees_that_are_gone_do_not_stay_for_ever(place: Place) -> None:
-    await place.commit("t", "one")
+async def test_of_trees_that_are_gone_the_newest_notes_stay(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding_module, "_MOST_GONE", 1)
     async with place.forwarding() as forwarding:
+        for tree in ("t", "newer"):
+            await forwarding.queue(tree, await place.commit(tree, "one"))
         await place.idle(forwarding)
     async with StorageSyncer(isolation="loop") as syncer:
-        await syncer.delete(place.root / "t")
+        for tree in ("t", "newer"):
+            await syncer.delete(place.root / tree)
     async with place.forwarding() as forwarding:
         await place.idle(forwarding)
 
-    assert (await place.notes()) == {}
+    assert list(await place.notes()) == ["newer"]
     assert (place.cloud / "t" / "w").exists()  # nothing is deleted there because it is gone here
 
 
