@@ -210,16 +210,24 @@ def _cells(commit: Commit) -> tuple[str, ...]:
     step = "-" if commit.step is None else str(commit.step)
     if commit.damaged is not None:
         return step, "damaged", "-", "-", "-", "-", quote(commit.location)
-    created = datetime.fromtimestamp(commit.created).astimezone()
     return (
         step,
         commit.kind,
         str(commit.files),
         format_bytes(commit.size_bytes),
-        created.isoformat(sep=" ", timespec="seconds"),
+        _shown_instant(commit.created),
         commit.identity[:12],
         quote(commit.location),
     )
+
+
+def _shown_instant(created: float) -> str:
+    """Local time; what no calendar has is what somebody else wrote there."""
+    try:
+        found = datetime.fromtimestamp(created).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return "-"
+    return found.isoformat(sep=" ", timespec="seconds")
 
 
 async def rm(session: Session, *, location: str, yes: bool, allow_uncommitted: bool) -> Outcome:

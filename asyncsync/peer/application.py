@@ -120,7 +120,9 @@ class Application:
             found = await self._answer(request, entry)
         except AsyncSyncError as exc:
             error = exc
-            await self._head.bodies.drop(request)
+            # A stranger must not keep a connection by a body that comes drop by drop.
+            within_s = math.inf if entry.token else self._head.limits.json_deadline_s
+            await self._head.bodies.drop(request, within_s)
             found = self._failed(exc)
         except Exception as exc:  # noqa: BLE001 - a bug: whoever runs the head hears of it
             error = exc

@@ -156,15 +156,15 @@ class Bodies:
         length = length_of(request, most)
         return b"".join([data async for data in self.pieces(request, length, within_s)])
 
-    async def drop(self, request: web.BaseRequest) -> None:
-        """Take in a body, as long as a chunk at most, that nobody wants.
+    async def drop(self, request: web.BaseRequest, within_s: float) -> None:
+        """Take in a body, as long as a chunk at most and for so long, that nobody wants.
 
         Whoever is still sending hears only of a connection that broke, and not why.
         """
         length = request.content_length or 0
         if length <= CHUNK_BYTES:
             with suppress(AsyncSyncError):  # it had been taken already, or does not come
-                async for _ in self.pieces(request, length):
+                async for _ in self.pieces(request, length, within_s):
                     continue
 
     async def pieces(

@@ -12,7 +12,7 @@ from aiohttp import web
 from ..clock import Clock
 from ..concurrency import Budget, ByteBudget, Threads
 from ..errors import ConfigError, FormatError
-from ..manifest import MAX_FILE_BYTES, Manifest, encode
+from ..manifest import Manifest, encode
 from ..names import check_path
 from ..secrets import Secret
 from ..storage import Group, NewFile, TreeStore
@@ -50,7 +50,6 @@ __all__ = [
 T = TypeVar("T")
 S = TypeVar("S", bound=Session)
 
-_MODES, _TIMES = 2**16, 2**63
 _WINDOW_BYTES = 32 * MIB
 
 
@@ -173,10 +172,7 @@ def new_file(line: m.FileLine, limits: Limits) -> NewFile:
     path = m.path_of(line.path)
     check_path(path)
     limits.check_path(path)
-    if not 0 <= line.size_bytes <= MAX_FILE_BYTES:
-        raise FormatError("a file whose size makes no sense")
-    if not (0 <= line.mode < _MODES and abs(line.mtime_ns) < _TIMES):
-        raise FormatError("a file whose mode or time makes no sense")
+    line.check()
     return NewFile(path, line.size_bytes, line.mode & 0o777, line.mtime_ns)
 
 

@@ -125,7 +125,7 @@ def _load(kind: type[Pair], path: Path) -> Pair | None:
     try:
         return kind.parse(content)
     except Exception:  # noqa: BLE001 - foreign, of many kinds, and may quote the key
-        pass
+        pass  # what is raised below, outside of the handler, does not bring it along
     raise ConfigError(
         f"{quote(str(path))} is damaged; put back a copy, or remove its directory and join the "
         "workers again"

@@ -101,7 +101,7 @@ class Session:
         try:
             await self._hold(store, task_status)
         except (_LeftError, _DroppedError):
-            pass
+            pass  # by which it was told to end
         except Exception as exc:
             if not self._held:
                 raise

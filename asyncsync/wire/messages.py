@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from ..errors import FormatError
+from ..manifest import MAX_FILE_BYTES
 from ..names import path_from_json, path_to_json
 from .routes import BASE, ROUTES, VERSION, Need, Route
 
@@ -72,6 +73,8 @@ EXTENTS = "Asyncsync-Extents"
 TOTAL = "Asyncsync-Total"
 DURABILITY = "Asyncsync-Durability"
 CONTENT_TYPE = "application/vnd.asyncsync"
+
+_MODES, _TIMES = 2**16, 2**63
 
 T = TypeVar("T")
 
@@ -174,6 +177,13 @@ class FileLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
     size_bytes: int
     mode: int
     mtime_ns: int
+
+    def check(self) -> None:
+        """FormatError: no file can have these numbers; one that had would cost what they say."""
+        if not 0 <= self.size_bytes <= MAX_FILE_BYTES:
+            raise FormatError("a file whose size makes no sense")
+        if not (0 <= self.mode < _MODES and abs(self.mtime_ns) < _TIMES):
+            raise FormatError("a file whose mode or time makes no sense")
 
 
 class HeldLine(msgspec.Struct, frozen=True, array_like=True, gc=False):

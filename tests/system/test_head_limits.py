@@ -258,6 +258,18 @@ async def test_a_message_has_to_be_there_in_time(make: Make) -> None:
         assert await line.ended()
 
 
+async def test_the_body_of_a_stranger_is_not_waited_for(make: Make) -> None:
+    clock = FakeClock()
+    async with make(clock, min_body_bytes_per_s=1) as place, place.line() as line:
+        await line.send(request("POST", HEADER, b" " * MIB)[:-MIB])
+        for _ in range(3):
+            await line.send(b" " * 8 * KIB)
+            await _taken_in(line)
+            await clock.advance(15)
+
+        assert await line.ended()
+
+
 async def test_who_takes_nothing_of_an_answer_is_given_up(make: Make) -> None:
     clock = FakeClock()
     async with make(clock) as place:

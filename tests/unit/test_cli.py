@@ -683,6 +683,14 @@ def test_ls_with_json_is_a_commit_a_line() -> None:
     assert ran.lines[1]["commits"] == 1
 
 
+@pytest.mark.parametrize("created", [1e300, -1e300, 1e12, float("inf")])
+def test_ls_shows_a_commit_of_a_year_that_no_calendar_has(created: float) -> None:
+    odd = COMMIT.__class__(**{**fields_of(COMMIT), "created": created})
+    ran = run("ls", "/store", commits=[odd])
+
+    assert (ran.code, ran.out.splitlines()[1].split()[-3]) == (0, "-")
+
+
 def test_ls_says_when_there_is_nothing() -> None:
     ran = run("ls", "/store", commits=[])
 

@@ -181,5 +181,5 @@ async def test_a_body_that_nobody_wants_is_taken_in_up_to_a_chunk() -> None:
         sender.announce(length)
         sender.content.feed_data(b"abc")
         sender.content.feed_eof()
-        await bodies.drop(sender.request)
+        await bodies.drop(sender.request, 30)
         assert sender.content.read_nowait() == left

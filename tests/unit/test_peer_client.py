@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import anyio
 import pytest
+from anyio import to_thread
 
 from asyncsync.concurrency import Threads
 from asyncsync.digest import CHUNK_BYTES, digest
@@ -30,7 +31,7 @@ from asyncsync.names import new_attempt
 from asyncsync.secrets import Secret
 from asyncsync.storage import Block, Intent, NewFile, Stored
 from asyncsync.storage.peer import link
-from asyncsync.storage.peer.credentials import joined_file
+from asyncsync.storage.peer.credentials import find_access, joined_file
 from asyncsync.storage.peer.link import Link
 from asyncsync.storage.peer.store import PeerTrees
 from asyncsync.testing.values import make_manifest
@@ -355,6 +356,19 @@ def _write(path: Path, join: Join) -> None:
     path.chmod(0o600)
 
 
+async def test_a_fifo_in_the_place_of_a_token_holds_nobody_up(monkeypatch: Patch) -> None:
+    def place() -> Path:
+        path = joined_file("127.0.0.1:7")
+        path.parent.mkdir(parents=True)
+        os.mkfifo(path, 0o600)
+        return path
+
+    path = await to_thread.run_sync(place)
+    with anyio.fail_after(10), pytest.raises(ConfigError, match="no join string"):
+        await to_thread.run_sync(find_access, "127.0.0.1:7", False)
+    await to_thread.run_sync(path.unlink)
+
+
 async def test_a_token_that_may_not_do_that_is_not_shown_again(monkeypatch: Patch) -> None:
     fault = m.Fault(kind="AccessDeniedError", message="this token does not allow that")
 
@@ -479,8 +493,11 @@ async def test_a_manifest_comes_in_as_many_windows_as_the_head_likes(monkeypatch
         Header(chunk_bytes=1, identity="2" * 64),
         Header(identity="not a digest\n"),
         Header(identity="2" * 64, parent="../x"),
+        Header(identity="2" * 64, step=-1),
+        Header(identity="2" * 64, sequence=2**63),
+        Header(identity="2" * 64, files=-1),
     ],
-    ids=["version", "digest", "chunks", "identity", "parent"],
+    ids=["version", "digest", "chunks", "identity", "parent", "step", "sequence", "files"],
 )
 async def test_a_header_that_is_none_of_ours_is_refused(header: Header, monkeypatch: Patch) -> None:
     async with serving(lambda asked: reply(asked, header), monkeypatch) as client:
@@ -523,6 +540,34 @@ async def test_a_name_that_leads_elsewhere_is_refused_wherever_it_stands(
             read(),
         ):
             await client.fails(PermanentError, "no asyncsync head", act)
+
+
+NO_FILES = {
+    "a size below 0": (-1, 420, 0),
+    "a size that no disk has": (2**62, 420, 0),
+    "a size that no machine has": (2**70, 420, 0),
+    "a mode below 0": (1, -1, 0),
+    "a mode of 60 bits": (1, 2**60, 0),
+    "a time that no file has": (1, 420, 2**63),
+    "a time before all": (1, 420, -(2**63)),
+}
+
+
+@pytest.mark.parametrize("name", NO_FILES)
+async def test_a_file_that_there_cannot_be_costs_nothing(name: str, monkeypatch: Patch) -> None:
+    files = [m.FileLine("w", *NO_FILES[name])]
+    answers: dict[str, object] = {
+        "/files": files,
+        "/reads": m.Opened(session=SESSION, files=files),
+    }
+
+    async def read() -> None:
+        async with client.store.open("exp", None):
+            raise AssertionError("nothing of it is read")
+
+    async with serving(lambda a: reply(a, answers.get(a.route, b"")), monkeypatch) as client:
+        await client.fails(PermanentError, "makes no sense", client.store.list_files("exp"))
+        await client.fails(PermanentError, "makes no sense", read())
 
 
 @pytest.mark.parametrize("tree", ["other", "exp2", "ex", "expe/x"])

@@ -98,7 +98,8 @@ def _from_environment(environ: Mapping[str, str]) -> Join | None:
 
 def _from_file(path: Path, address: str) -> tuple[Join, str]:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # A fifo of that name must not hold up whoever opens it.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ConfigError(
             f"no token for the head at {quote(address)}; run `asyncsync join` with the line that "

@@ -144,6 +144,14 @@ class Link:
             raise self.foreign(what, f"it names {quote(path[:100]) or 'nothing'}")
         return path
 
+    def path_of_file(self, line: m.FileLine, what: str) -> str:
+        """The path of a file that is listed. PermanentError: that, or a number, is none."""
+        try:
+            line.check()
+        except FormatError as exc:
+            raise self.foreign(what, str(exc)) from None
+        return self.path_of(line.path, what)
+
     async def send(
         self,
         name: str,

@@ -36,7 +36,7 @@ class Reader:
         opened = await self._link.told(m.Opened, "open", asked, what=what)
         session = self._link.session_of(opened.session, what)
         if self._identity is None:
-            paths = (self._link.path_of(file.path, what) for file in opened.files)
+            paths = (self._link.path_of_file(file, what) for file in opened.files)
             self._numbers = {path: number for number, path in enumerate(paths)}
         self._session = session
 

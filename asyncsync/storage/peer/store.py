@@ -45,6 +45,7 @@ from .writer import Writer
 __all__ = ["PeerTrees", "open_joined", "open_trees"]
 
 _REMEMBERED = 1000
+_MOST = 2**63  # of what is counted
 _GRACE_S = 2.0  # for the number of a session, without which nobody can end it
 
 
@@ -136,6 +137,9 @@ class PeerTrees:
             raise FormatError(f"{what}: it is of another version; upgrade asyncsync")
         for identity in (found.identity, found.parent, found.part_of):
             digest_of(identity or found.identity, what)
+        counts = (found.epoch, found.step or 0, found.sequence, found.files, found.size_bytes)
+        if not all(0 <= count < _MOST for count in counts):
+            raise self._link.foreign(what, "a number in it makes no sense")
         return found
 
     async def find(self, tree: str) -> AsyncIterator[Sighting]:
@@ -159,7 +163,7 @@ class PeerTrees:
         what = f"list {self._at(tree)}"
         listed = await self._link.told(list[m.FileLine], "files", m.TreeName(tree=tree), what=what)
         return [
-            NewFile(self._link.path_of(f.path, what), f.size_bytes, f.mode & 0o777, f.mtime_ns)
+            NewFile(self._link.path_of_file(f, what), f.size_bytes, f.mode & 0o777, f.mtime_ns)
             for f in listed
         ]
 
