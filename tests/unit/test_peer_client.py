@@ -19,6 +19,7 @@ from asyncsync.digest import CHUNK_BYTES, digest
 from asyncsync.errors import (
     AccessDeniedError,
     AsyncSyncError,
+    ConfigError,
     ConflictError,
     IntegrityError,
     PermanentError,
