@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..errors import FormatError
+from contextlib import suppress
+
+from ..errors import ConflictError, FormatError, IntegrityError, RefusedError, quote_some
 from ..secrets import Secret
 from ..wire import messages as m
 from .calls import Answer, Call, Head, answer, listed, message, text_of, texts, window
@@ -110,10 +112,28 @@ async def confirm(head: Head, call: Call) -> Answer:
 
 async def delete(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.Delete)
-    done = await head.store.delete(
-        call.tree(asked.tree), expect=asked.expect, uncommitted=asked.uncommitted
-    )
+    tree = call.tree(asked.tree)
+    if asked.expect is None:
+        await _refuse_commits(head, tree, uncommitted=asked.uncommitted)
+    done = await head.store.delete(tree, expect=asked.expect, uncommitted=asked.uncommitted)
     return answer(m.Deletion(files=done.files, kept=texts(done.kept)))
+
+
+async def _refuse_commits(head: Head, tree: str, *, uncommitted: bool) -> None:
+    """Delete no commit that nobody has named by its identity.
+
+    Raises:
+        ConflictError: the tree is one, and that is which.
+        RefusedError: there are some in it.
+    """
+    found = [sight.tree async for sight in head.store.find(tree)]
+    below = [one for one in found if one != tree]
+    if uncommitted and below:
+        raise RefusedError(f"there are commits in it: {quote_some(below)}; delete those first")
+    if tree in found:
+        with suppress(IntegrityError, FormatError):  # what is damaged has no identity to name
+            identity = (await head.store.read_header(tree)).identity
+            raise ConflictError("a commit is there; name it to delete it", winner=identity)
 
 
 async def clean(head: Head, call: Call) -> Answer:

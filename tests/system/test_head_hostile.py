@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from anyio import to_thread
 
 from asyncsync import manifest as manifests
 from asyncsync.digest import digest
@@ -506,6 +507,26 @@ async def test_a_request_that_is_sent_again_changes_nothing_more(place: RawHead)
 async def _identity(place: RawHead, tree: str) -> str:
     answer = await place.told("header", {"tree": tree})
     return str(m.decode(answer.body, dict)["identity"])
+
+
+async def test_no_commit_is_deleted_that_was_not_named(place: RawHead) -> None:
+    for _ in range(2):
+        await place.good_push()
+    for uncommitted in (False, True):
+        one = {"tree": "good/tree_1", "uncommitted": uncommitted}
+        refused = await place.told("delete", one)
+        place.check(refused, 409)
+    all_of_them = {"tree": "good", "uncommitted": True}
+    place.check(await place.told("delete", all_of_them), 422)
+    place.check(await place.told("delete", {**all_of_them, "tree": ""}), 422)
+    assert len(m.decode((await place.told("find", {"tree": ""})).body, list[m.Sight])) == 2
+
+    gone = await place.told("delete", {"tree": "good/tree_1", "expect": refused.fault.winner})
+    assert gone.status == 200
+    await to_thread.run_sync(place.root.joinpath("good/raw").mkdir)
+    await to_thread.run_sync(place.root.joinpath("good/raw/file").touch)
+    gone = await place.told("delete", {"tree": "good/raw", "uncommitted": True})
+    assert gone.status == 200
 
 
 async def test_what_is_out_of_scope_and_what_is_not_there_look_the_same(locked: RawHead) -> None:

@@ -9,6 +9,7 @@ from ...clock import Clock
 from ...concurrency import Threads, finish, quietly
 from ...digest import ALGORITHM, CHUNK_BYTES
 from ...errors import (
+    ConflictError,
     CorruptedError,
     FormatError,
     IntegrityError,
@@ -216,7 +217,13 @@ class PeerTrees:
     ) -> Deleted:
         asked = m.Delete(tree=tree, expect=expect, uncommitted=uncommitted)
         what = f"delete {self._at(tree)}"
-        done = await self._link.told(m.Deletion, "delete", asked, what=what)
+        try:
+            done = await self._link.told(m.Deletion, "delete", asked, what=what)
+        except ConflictError as exc:
+            if expect is not None or not exc.winner:
+                raise
+            asked.expect = exc.winner  # whichever commit is there: a head has to be told which
+            done = await self._link.told(m.Deletion, "delete", asked, what=what)
         return Deleted(done.files, tuple(self._link.path_of(one, what) for one in done.kept))
 
     async def clean(self, tree: str, *, older_than_s: float) -> list[str]:
