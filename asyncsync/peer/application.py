@@ -13,7 +13,6 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
-from ..concurrency import Budget
 from ..errors import (
     AccessDeniedError,
     AsyncSyncError,
@@ -30,7 +29,7 @@ from .calls import Answer, Call, Head
 from .guard import Guard, check_operations
 from .handlers import HANDLERS
 from .mishaps import tell
-from .queues import Queues
+from .queues import Queue, Queues
 
 __all__ = ["Application", "Found", "find", "new_request"]
 
@@ -143,18 +142,18 @@ class Application:
             raise NotFoundError("there is no such request")
         _check_frame(request, asked.route)
         if "public" in asked.route.needs:
-            return await self._handle(request, entry, _NOBODY, asked, Budget(0))
+            return await self._handle(request, entry, _NOBODY, asked, Queue(0, 0))
         entry.operation, entry.route = asked.name, asked.route
         claims = self._admit(request, entry, asked.route)
-        async with self._queues.turn(claims.id) as share:
-            return await self._handle(request, entry, claims, asked, share)
+        async with self._queues.turn(claims.id) as queue:
+            return await self._handle(request, entry, claims, asked, queue)
 
     async def _handle(
-        self, request: web.BaseRequest, entry: Entry, claims: Claims, asked: Found, share: Budget
+        self, request: web.BaseRequest, entry: Entry, claims: Claims, asked: Found, queue: Queue
     ) -> Answer | web.StreamResponse:
         async with AsyncExitStack() as holds:
             call = Call(
-                request, entry, claims, asked.route, share, holds, asked.session, asked.blob
+                request, entry, claims, asked.route, queue, holds, asked.session, asked.blob
             )
             found = await HANDLERS[asked.name](self._head, call)
             if isinstance(found, Answer) and len(found.body) > _LARGE_BYTES:

@@ -28,6 +28,7 @@ from .known import Known
 from .listings import Ledger
 from .onward import Onward
 from .pushes import Push
+from .queues import Queue
 from .quotas import Quotas
 from .sessions import Read, Session, Sessions
 from .space import Space
@@ -55,13 +56,20 @@ _WINDOW_BYTES = 32 * MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What all handlers of one server work with."""
+    """What all handlers of one server work with.
+
+    Attributes:
+        walks: through directories; half of the threads are always there for the rest.
+        hashing: chunks, or batches.
+    """
 
     store: TreeStore
     limits: Limits
     threads: Threads
     memory: ByteBudget
     memory_bytes: int
+    walks: Budget
+    hashing: Budget
     bodies: Bodies
     space: Space
     reads: Sessions[Read]
@@ -99,7 +107,7 @@ class Call(NamedTuple):
 
     Attributes:
         entry: what is noted of it.
-        share: of the memory of the head, for all requests with its token.
+        queue: what all requests with its token share.
         holds: what it holds until its answer has been sent.
         number, blob: of the session and of the file that it names.
     """
@@ -108,7 +116,13 @@ class Call(NamedTuple):
     async def memory(self, head: Head, size_bytes: int) -> AsyncIterator[None]:
         """Hold that much; a body that is larger than the share of a token holds that."""
         size_bytes = min(size_bytes, head.share_bytes)
-        async with self.share.borrow(size_bytes), head.memory.borrow(size_bytes):
+        async with self.queue.memory.borrow(size_bytes), head.memory.borrow(size_bytes):
+            yield
+
+    @asynccontextmanager
+    async def walk(self, head: Head) -> AsyncIterator[None]:
+        """Go through directories, when it is the turn of this token, and of others no more."""
+        async with self.queue.walks.borrow(), head.walks.borrow():
             yield
 
     async def hold(self, head: Head, size_bytes: int) -> None:
@@ -119,7 +133,7 @@ class Call(NamedTuple):
     entry: Entry
     claims: Claims
     route: m.Route
-    share: Budget
+    queue: Queue
     holds: AsyncExitStack
     number: str = ""
     blob: int = 0

@@ -163,7 +163,7 @@ async def recall(head: Head, call: Call) -> Answer:
                 said.setdefault(held.blob, {}).update(pairs)
         blobs = list(said)
         wanted = [_within(push.file(blob), said[blob]) for blob in blobs]
-        there = await push.recall(wanted, asked.hexdigest())
+        there = await head.pushes.in_time(lambda: push.recall(wanted, asked.hexdigest()))
         held_now = zip(blobs, there, strict=True)
         return answer(m.Held(held=[(blob, sorted(found)) for blob, found in held_now if found]))
 
@@ -185,12 +185,13 @@ async def write(head: Head, call: Call) -> Answer:
         length = length_of(call.request, size)
         if length != (size if extents is None else sum(end - at for at, end in extents)):
             raise FormatError("a part of another length than it has in the plan")
-        async with call.share.borrow(size), head.memory.buffer(size) as buffer:
+        async with call.queue.memory.borrow(size), head.memory.buffer(size) as buffer:
             if extents is None:
                 await head.bodies.fill(call.request, buffer)
             else:
                 await _fill_extents(head, call, buffer, extents)
-            found = await head.threads.run(digest, buffer)
+            async with head.hashing.borrow():
+                found = await head.threads.run(digest, buffer)
             found = await push.write(call.blob, offset, Block(buffer, extents), found)
     return Answer(m.encode([found]), headers={m.OFFSET: str(offset + size)})
 
@@ -221,7 +222,8 @@ async def write_many(head: Head, call: Call) -> Answer:
             body = memoryview(bytearray(length))
             await head.bodies.fill(call.request, body)
             batch = split_batch(body, push.sizes)
-            found = await head.threads.run(lambda: [digest(one) for one in batch.data])
+            async with head.hashing.borrow():
+                found = await head.threads.run(lambda: [digest(one) for one in batch.data])
             wanted = [push.file(blob) for blob in batch.blobs]
             found = await push.write_many(list(zip(wanted, batch.data, found, strict=True)))
     return answer(found)
@@ -243,7 +245,7 @@ async def commit(head: Head, call: Call) -> Answer:
         async with call.memory(head, _OBJECTS * length):
             text = await head.bodies.whole(call.request, length)
             whole = await head.threads.run(lambda: decode(text.splitlines(keepends=True)))
-        durability = await push.commit(whole)
+        durability = await head.pushes.in_time(lambda: push.commit(whole))
     if push.intent.group is None:  # else it is a part, which nobody sees yet
         await queue(head.onward, push.tree, whole.identity)
         head.known.note(push.tree, whole.identity, durability)
@@ -276,7 +278,8 @@ async def gather(head: Head, call: Call) -> Answer:
         writer=asked.writer,
         group=group_of(asked.group),
     )
-    found = await head.store.gather(tree, intent)
+    async with call.walk(head):
+        found = await head.store.gather(tree, intent)
     if found.durability is None:
         return answer(m.Gathered(missing=list(found.missing)))
     identity = (await head.store.read_header(tree)).identity

@@ -7,16 +7,26 @@ from contextlib import asynccontextmanager
 
 from ..concurrency import Budget
 
-__all__ = ["Queues"]
+__all__ = ["Queue", "Queues"]
 
 
-class _Queue:
-    """Of one token."""
+_WALKS = 2
 
-    __slots__ = ("memory", "requests", "turns")
+
+class Queue:
+    """Of one token.
+
+    Attributes:
+        memory: what its bodies may hold.
+        walks: through directories, of which each may take a thread for long.
+        turns, requests: for and of all its requests.
+    """
+
+    __slots__ = ("memory", "requests", "turns", "walks")
 
     def __init__(self, most: int, memory_bytes: int) -> None:
-        self.turns, self.memory, self.requests = Budget(most), Budget(memory_bytes), 0
+        self.turns, self.memory, self.walks = Budget(most), Budget(memory_bytes), Budget(_WALKS)
+        self.requests = 0
 
 
 class Queues:
@@ -28,7 +38,7 @@ class Queues:
 
     def __init__(self, most: int, memory_bytes: int) -> None:
         self._most, self._memory_bytes = most, memory_bytes
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, Queue] = {}
 
     @property
     def tokens(self) -> int:
@@ -36,13 +46,13 @@ class Queues:
         return len(self._queues)
 
     @asynccontextmanager
-    async def turn(self, token: str) -> AsyncIterator[Budget]:
-        """Be answered for the length of the block; yields the share of memory of that token."""
-        queue = self._queues.setdefault(token, _Queue(self._most, self._memory_bytes))
+    async def turn(self, token: str) -> AsyncIterator[Queue]:
+        """Be answered for the length of the block; yields what that token shares."""
+        queue = self._queues.setdefault(token, Queue(self._most, self._memory_bytes))
         queue.requests += 1
         try:
             async with queue.turns.borrow():
-                yield queue.memory
+                yield queue
         finally:
             queue.requests -= 1
             if not queue.requests:

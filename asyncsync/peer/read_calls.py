@@ -33,7 +33,8 @@ async def open_(head: Head, call: Call) -> Answer:
     tree, owner = call.tree(asked.tree), call.claims.id
     if asked.identity is None:
         await call.hold(head, head.some_bytes)
-        found = Listing(await head.store.list_files(tree))
+        async with call.walk(head):
+            found = Listing(await head.store.list_files(tree))
         with head.ledger.lend(owner) as loan:
             loan.grow(len(found.files), sum(len(file.path) for file in found.files))
             read = await _begun(head, Read(tree, owner, head.clock, found), loan)
@@ -74,7 +75,7 @@ async def read(head: Head, call: Call) -> Answer | web.StreamResponse:
     with session:
         file = session.file(call.blob)
         start, end = _range(call.request, file)
-        async with call.share.borrow(end - start), head.memory.buffer(end - start) as buffer:
+        async with call.queue.memory.borrow(end - start), head.memory.buffer(end - start) as buffer:
             with session.using():
                 block = await session.reader.read(file, start, end, buffer)
             headers = {"Content-Range": f"bytes {start}-{end - 1}/{file.size_bytes}"}

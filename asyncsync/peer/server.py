@@ -15,7 +15,7 @@ import anyio
 from aiohttp import web
 
 from ..clock import Clock, SystemClock
-from ..concurrency import ByteBudget, Threads, settled
+from ..concurrency import Budget, ByteBudget, Threads, settled
 from ..errors import ConfigError, TransientError, quote
 from ..secrets import Secret
 from ..storage import Share, TreeStore
@@ -155,7 +155,8 @@ class PeerServer:
             ready.set_exception(_alone(exc))
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        threads = Threads(max(8, 2 * self._limits.hash_threads))
+        count = max(8, 2 * self._limits.hash_threads)
+        threads = Threads(count)
         stack.callback(threads.close)
         root = await threads.run(_real_root, self._root)
         if self._own_tls:
@@ -191,6 +192,8 @@ class PeerServer:
             threads=threads,
             memory=ByteBudget(self._memory_bytes),
             memory_bytes=self._memory_bytes,
+            walks=Budget(count // 2),
+            hashing=Budget(self._limits.hash_threads),
             bodies=bodies,
             space=Space(root, threads, self._limits),
             reads=reads,

@@ -81,7 +81,9 @@ async def header(head: Head, call: Call) -> Answer:
 async def find(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.TreeName)
     tree = call.tree(asked.tree)
-    return answer([m.Sight(m.text_of(s.tree), s.tag) async for s in head.store.find(tree)])
+    async with call.walk(head):
+        found = [m.Sight(m.text_of(s.tree), s.tag) async for s in head.store.find(tree)]
+    return answer(found)
 
 
 async def glance(head: Head, call: Call) -> Answer:
@@ -93,7 +95,10 @@ async def glance(head: Head, call: Call) -> Answer:
 async def files(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.TreeName)
     await call.hold(head, head.some_bytes)
-    return answer(listed(await head.store.list_files(call.tree(asked.tree))))
+    tree = call.tree(asked.tree)
+    async with call.walk(head):
+        found = await head.store.list_files(tree)
+    return answer(listed(found))
 
 
 async def confirm(head: Head, call: Call) -> Answer:
@@ -101,7 +106,8 @@ async def confirm(head: Head, call: Call) -> Answer:
     tree = call.tree(asked.tree)
     identity = (await head.store.read_header(tree)).identity
     if (level := head.known.level(tree, identity)) is None:
-        level = await head.store.confirm(tree)
+        async with call.walk(head):
+            level = await head.store.confirm(tree)
         identity = (await head.store.read_header(tree)).identity
     onward = head.onward
     failure = onward.failure(tree, identity) if onward.forwards else None
@@ -113,9 +119,10 @@ async def confirm(head: Head, call: Call) -> Answer:
 async def delete(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.Delete)
     tree = call.tree(asked.tree)
-    if asked.expect is None:
-        await _refuse_commits(head, tree, uncommitted=asked.uncommitted)
-    done = await head.store.delete(tree, expect=asked.expect, uncommitted=asked.uncommitted)
+    async with call.walk(head):
+        if asked.expect is None:
+            await _refuse_commits(head, tree, uncommitted=asked.uncommitted)
+        done = await head.store.delete(tree, expect=asked.expect, uncommitted=asked.uncommitted)
     return answer(m.Deletion(files=done.files, kept=texts(done.kept)))
 
 
@@ -140,7 +147,9 @@ async def clean(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.Clean)
     if not 0 <= asked.older_than_s <= _MAX_AGE_S:
         raise FormatError("an age that makes no sense")
-    cleaned = await head.store.clean(call.tree(asked.tree), older_than_s=asked.older_than_s)
+    tree = call.tree(asked.tree)
+    async with call.walk(head):
+        cleaned = await head.store.clean(tree, older_than_s=asked.older_than_s)
     return answer(m.Cleaned(trees=texts(cleaned)))
 
 

@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -17,10 +18,10 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from asyncsync.digest import CHUNK_BYTES
+from asyncsync.digest import CHUNK_BYTES, digest
 from asyncsync.errors import ConfigError
 from asyncsync.manifest import encode, read_header
-from asyncsync.peer import PeerServer, quotas
+from asyncsync.peer import PeerServer, push_calls, quotas
 from asyncsync.peer.authority import Pair
 from asyncsync.peer.certificates import server_context
 from asyncsync.peer.listings import FILE_BYTES
@@ -28,6 +29,8 @@ from asyncsync.peer.onward import Nowhere
 from asyncsync.peer.pushes import Push
 from asyncsync.peer.space import Room, Space
 from asyncsync.secrets import Secret
+from asyncsync.storage import NewFile, Sighting
+from asyncsync.storage.local import LocalTrees
 from asyncsync.testing import FakeClock
 from asyncsync.testing.values import make_manifest
 from asyncsync.units import KIB, MIB
@@ -356,6 +359,129 @@ async def test_one_token_does_not_hold_all_of_the_memory(make: Make) -> None:
                 )
                 status = wrote.status
             assert status == 200, "it waits for memory that another token holds"
+
+
+async def test_who_walks_through_directories_leaves_threads_for_the_others(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = list[str](), anyio.Event()
+
+    async def find(_: object, tree: str) -> AsyncIterator[Sighting]:
+        begun.append(tree)
+        await gate.wait()
+        yield Sighting(tree, "tag")
+
+    monkeypatch.setattr(LocalTrees, "find", find)
+    async with make(hash_threads=1) as place, AsyncExitStack() as stack:
+        lines = []
+        for tree in ("a", "b", "c"):
+            for _ in range(3):
+                line = await stack.enter_async_context(place.line())
+                asked = m.encode(m.TreeName(tree=tree))
+                target = m.ROUTES["find"].url()
+                await line.send(request("POST", target, asked, token=place.head.token(tree)))
+                await _taken_in(line)
+                lines.append(line)
+        assert begun == ["a", "a", "a", "b"], "each token is another one here: half of 8 threads"
+        await place.good_push()
+        gate.set()
+        answers = [await line.answer() for line in lines]
+        assert {answer.status for answer in answers if answer} == {200}
+
+
+async def test_one_token_walks_twice_at_a_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate = list[str](), anyio.Event()
+
+    async def list_files(_: object, tree: str) -> list[NewFile]:
+        begun.append(tree)
+        await gate.wait()
+        return []
+
+    monkeypatch.setattr(LocalTrees, "list_files", list_files)
+    async with make(hash_threads=1) as place, AsyncExitStack() as stack:
+        lines = []
+        for tree in ("a", "b", "c"):
+            line = await stack.enter_async_context(place.line())
+            asked = m.encode(m.TreeName(tree=tree))
+            await line.send(request("POST", m.ROUTES["files"].url(), asked, token=place.token))
+            await _taken_in(line)
+            lines.append(line)
+        assert begun == ["a", "b"]
+        gate.set()
+        for line in lines:
+            assert await line.answer()
+        assert begun == ["a", "b", "c"]
+
+
+async def test_so_many_chunks_are_hashed_at_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = list[int](), threading.Event()
+
+    def slow(data: memoryview) -> str:
+        begun.append(len(data))
+        gate.wait(10)
+        return digest(data)
+
+    monkeypatch.setattr(push_calls, "digest", slow)
+    async with make(hash_threads=2) as place, AsyncExitStack() as stack:
+        session = session_of(await place.begin("exp", ("a", 1), ("b", 2), ("c", 3)))
+        lines = []
+        for number in range(3):
+            line = await stack.enter_async_context(place.line())
+            body = bytes(number + 1)
+            target = m.ROUTES["write"].url(session, number)
+            headers = {m.OFFSET: "0"}
+            await line.send(request("PATCH", target, body, token=place.token, headers=headers))
+            lines.append(line)
+        with anyio.fail_after(10):
+            while len(begun) < 2:
+                await anyio.lowlevel.checkpoint()
+        await _taken_in(line)
+        assert len(begun) == 2
+        gate.set()
+        for line in lines:
+            answer = await line.answer()
+            assert answer is not None
+            assert answer.status == 200
+
+
+async def test_a_message_and_a_plan_are_as_long_as_their_limits_and_no_longer(make: Make) -> None:
+    plan = b"".join(m.lines_of([m.Begin(tree="exp", attempt="0" * 32)]))
+    async with make(max_json_bytes=50, max_manifest_bytes=len(plan)) as place:
+        said = m.encode(m.TreeName(tree="exp"))
+        assert (await place.told("glance", said.ljust(50))).status == 200
+        place.check(await place.told("glance", said.ljust(51)), 422)
+        session_of(await place.told("begin", plan))
+        place.check(await place.told("begin", plan + b"\n"), 422)
+        absurd = {"Content-Length": str(2**62)}
+        for name in ("glance", "begin"):
+            place.check(await place.told(name, said, headers=absurd), 422)
+
+
+async def test_a_head_of_a_request_is_as_long_as_its_limits_and_no_longer(make: Make) -> None:
+    async with make(max_request_line_bytes=100, max_header_bytes=2100, max_headers=8) as place:
+        good = {"token": place.token}
+        for fields, value, path, status in (
+            (3, 2090, 0, 200),
+            (4, 10, 0, 400),
+            (1, 2200, 0, 400),
+            (1, 10, 100, 400),
+        ):
+            more: dict[str, str | None] = {f"X{n}": "x" * value for n in range(fields)}
+            target = HELLO + "x" * path
+            answer = await place.ask(request("GET", target, **good, headers=more))
+            assert answer is not None
+            assert answer.status == status, (fields, value, path)
+
+
+async def test_all_addresses_together_have_so_many_connections(make: Make) -> None:
+    async with make(max_connections=2) as place:
+        async with place.line("127.0.0.2") as first, place.line("127.0.0.3"):
+            async with place.line("127.0.0.4") as third:
+                assert await third.ended()
+            await first.send(request("GET", HELLO, token=place.token))
+            assert await first.answer()
 
 
 async def test_a_batch_is_read_up_to_its_limit_and_no_further(make: Make) -> None:
