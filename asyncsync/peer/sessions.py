@@ -15,6 +15,7 @@ from ..clock import Clock
 from ..errors import BusyError, FormatError, PermanentError, SlowDownError, TransientError
 from ..storage import NewFile, TreeReader, TreeStore
 from ..wire.failures import GoneError
+from .lasting import in_time
 from .listings import Listing, Loan
 
 __all__ = ["Read", "Session", "Sessions", "file_at"]
@@ -234,6 +235,10 @@ class Sessions(Generic[S]):
             if self._settle is not None:
                 await self._settle(session)
             session.forget()
+
+    async def in_time(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Await what holds a session open, for as long as its asker waits; see `in_time`."""
+        return await in_time(self._group, work)
 
     async def fence(self, those: Callable[[S], bool]) -> None:
         """End these: another takes their place."""

@@ -28,7 +28,15 @@ from ..errors import (
 )
 from .messages import Fault, path_of, text_of
 
-__all__ = ["CodingError", "GoneError", "UnauthorizedError", "error_of", "fault_of", "plain"]
+__all__ = [
+    "CodingError",
+    "GoneError",
+    "UnauthorizedError",
+    "WorkingError",
+    "error_of",
+    "fault_of",
+    "plain",
+]
 
 
 class UnauthorizedError(AccessDeniedError):
@@ -41,6 +49,10 @@ class CodingError(RefusedError):
 
 class GoneError(TransientError):
     """A session that the head does not know, any more or at all: begin another."""
+
+
+class WorkingError(TransientError):
+    """What was asked for takes long, and goes on: ask again, in order to wait for the rest."""
 
 
 _STATUS: dict[type[AsyncSyncError], int] = {
@@ -63,6 +75,7 @@ _STATUS: dict[type[AsyncSyncError], int] = {
     SlowDownError: 429,
     DeviceError: 500,
     TransientError: 503,
+    WorkingError: 503,
     NoSpaceError: 507,
 }
 _KINDS = {kind.__name__: kind for kind in _STATUS}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ import pytest
 from anyio import to_thread
 
 from asyncsync.errors import AsyncSyncError, BusyError, ConflictError, TransientError
+from asyncsync.peer import lasting
+from asyncsync.storage.local.publish import Attempt
+from asyncsync.storage.local.stage import Stage
 from asyncsync.storage.peer.credentials import joined_file
 from asyncsync.storage.peer.link import Link
 from asyncsync.syncing import Receipt
@@ -348,3 +353,53 @@ async def test_a_tree_that_is_replaced_while_it_is_verified_is_verified_as_it_is
     assert report.ok
     assert isinstance(outcomes[1], Receipt)
     assert report.identity == outcomes[1].identity
+
+
+@pytest.mark.parametrize("name", ["commit", "recall"])
+async def test_what_takes_the_head_longer_than_anybody_waits_is_asked_for_again(
+    name: str, place: PeerPlace, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    """The request that stands still is over long before the disk of the head is ready."""
+    calls, ready = list[str](), threading.Event()
+    what: Any = {"commit": Attempt, "recall": Stage}[name]
+    slow = getattr(what, name)
+
+    def waits(*args: Any) -> Any:
+        calls.append(name)
+        assert ready.wait(10)
+        return slow(*args)
+
+    async def third(asked: str, number: int) -> None:
+        if hooked.names.count(name) == 3:
+            ready.set()
+
+    source = await to_thread.run_sync(make, tmp_path / "one", {"w": os.urandom(3 * CHUNK)})
+    outcomes: list[Outcome] = []
+    if name == "recall":  # something is there to go on with
+        async with _interrupted(place, monkeypatch):
+            await _push(place, source, outcomes)
+        assert isinstance(outcomes.pop(), TransientError)
+    monkeypatch.setattr(what, name, waits)
+    monkeypatch.setattr(lasting, "_ANSWER_S", 0.02)
+    hooked = Hooked(monkeypatch, third)
+    await _push(place, source, outcomes)
+
+    assert isinstance(outcomes[0], Receipt)
+    assert calls == [name]
+    assert hooked.names.count(name) >= 3
+    assert await place.held("tree") == await to_thread.run_sync(content, source)
+
+
+@asynccontextmanager
+async def _interrupted(place: PeerPlace, monkeypatch: Patch) -> AsyncIterator[None]:
+    """No commit gets through."""
+    once = Link._once
+
+    async def failing(link: Link, opened: object, name: str, *rest: object) -> object:
+        if name == "commit":
+            raise TransientError("away")
+        return await once(link, opened, name, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Link, "_once", failing)
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import anyio
@@ -11,7 +12,7 @@ from ...digest import CHUNK_BYTES
 from ...errors import ConflictError, IntegrityError, PermanentError, quote
 from ...manifest import Manifest, encode
 from ...wire import messages as m
-from ...wire.failures import GoneError
+from ...wire.failures import GoneError, WorkingError
 from ...wire.framing import extents_text, join_batch
 from ..http import Answer
 from ..objects import Data
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 _CHUNKS_PER_LINE = 1000
 _LOST_ANSWERS = 100
+_ASKED = 1000  # times, each of which takes half a minute
 
 
 class Writer:
@@ -80,6 +82,14 @@ class Writer:
             await self._renewed(session)
         return await ask()
 
+    @staticmethod
+    async def _until_done(ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask again as long as the head says that it is at it: a large disk takes its time."""
+        for _ in range(_ASKED):
+            with suppress(WorkingError):
+                return await ask()
+        return await ask()
+
     async def _renewed(self, session: str) -> None:
         """Begin again, unless another task has done that since `session` was used."""
         async with self._turn:
@@ -108,7 +118,9 @@ class Writer:
     async def _recall(self, said: Mapping[int, Mapping[int, Stored]]) -> dict[int, frozenset[int]]:
         what = f"ask what has arrived at {self._where}"
         lines = b"".join(m.lines_of(_held_lines(said)))
-        answer = await self._link.send("recall", lines, what=what, session=self._session)
+        answer = await self._until_done(
+            lambda: self._link.send("recall", lines, what=what, session=self._session)
+        )
         held = {n: frozenset(found) for n, found in self._link.read(m.Held, answer, what).held}
         if any(not found <= said.get(number, {}).keys() for number, found in held.items()):
             raise PermanentError(f"{what}: the head has what nobody sent")
@@ -180,8 +192,10 @@ class Writer:
         what = f"commit {self._where}"
         text = b"".join(encode(manifest))
         try:
-            answer = await self._again(
-                lambda: self._link.send("commit", text, what=what, session=self._session)
+            answer = await self._until_done(
+                lambda: self._again(
+                    lambda: self._link.send("commit", text, what=what, session=self._session)
+                )
             )
         except ConflictError as exc:
             # The head was started anew after it had committed this very tree.
