@@ -16,6 +16,7 @@ from anyio import to_thread
 
 from asyncsync.errors import AsyncSyncError, BusyError, ConflictError, TransientError
 from asyncsync.peer import lasting
+from asyncsync.storage import Group
 from asyncsync.storage.local.publish import Attempt
 from asyncsync.storage.local.stage import Stage
 from asyncsync.storage.peer.credentials import joined_file
@@ -403,3 +404,25 @@ async def _interrupted(place: PeerPlace, monkeypatch: Patch) -> AsyncIterator[No
     with monkeypatch.context() as patch:
         patch.setattr(Link, "_once", failing)
         yield
+
+
+async def test_a_part_is_left_also_if_the_head_is_started_anew_before_it_says_so(
+    place: PeerPlace, monkeypatch: Patch
+) -> None:
+    once, lost = Link._once, list[str]()
+
+    async def losing(link: Link, opened: object, name: str, *rest: object) -> object:
+        answer = await once(link, opened, name, *rest)  # type: ignore[arg-type]
+        if name == "commit" and not lost:
+            lost.append(name)
+            await place.restart()
+            raise TransientError("the answer is lost")
+        return answer
+
+    monkeypatch.setattr(Link, "_once", losing)
+    await place.make()
+    receipt = await place.up(group=Group(id="one", rank=0, size=1))
+
+    assert lost == ["commit"]
+    assert receipt.durability == "head-fsync"
+    assert await place.held() == place.files

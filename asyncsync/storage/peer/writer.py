@@ -201,6 +201,8 @@ class Writer:
             # The head was started anew after it had committed this very tree.
             if exc.winner != manifest.identity or manifest.identity == self._intent.expect:
                 raise
+            if self._intent.group is not None:  # what all of it will survive, `gather` says
+                return "received"
             level = await self._link.told(
                 m.Level, "confirm", m.TreeName(tree=self._tree), what=what
             )
