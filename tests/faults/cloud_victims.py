@@ -1,8 +1,8 @@
 """Processes that work on a tree in a cloud store until somebody kills them.
 
 Started as a program it has everything imported, and forks a process for every line it reads:
-loading an SDK takes longer than what is under test. A line is the store and the scenario; the
-answers are the process's id and, when it has ended, its status.
+loading an SDK takes longer than what is under test. A line is the scenario; the answers are the
+process's id and, when it has ended, its status.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from contextlib import AsyncExitStack
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from asyncsync.clock import SystemClock
 from asyncsync.concurrency import Threads
+from asyncsync.errors import NotFoundError
 from asyncsync.storage import ObjectStore
 from asyncsync.storage.committed import CommittedTrees, writer
 
@@ -28,12 +29,11 @@ class Victims:
     """Forks processes on demand, one at a time.
 
     Args:
-        environ: how they find the store.
+        store: what they work on; environ: how they find it.
     """
 
-    def __init__(self, environ: dict[str, str]) -> None:
-        self._environ = environ
-        self._stack = AsyncExitStack()
+    def __init__(self, store: str, environ: dict[str, str]) -> None:
+        self._store, self._environ = store, environ
         self._process: asyncio.subprocess.Process | None = None
         self.pid = 0
 
@@ -43,10 +43,13 @@ class Victims:
             sys.executable,
             "-m",
             "tests.faults.cloud_victims",
+            self._store,
             env={**os.environ, **self._environ, "PYTHONPATH": path},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
+        assert self._process.stdout is not None
+        assert await self._process.stdout.readline() == b"ready\n"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -55,13 +58,13 @@ class Victims:
         self._process.stdin.close()
         await self._process.wait()
 
-    async def run(self, store: str, scenario: str) -> int:
+    async def run(self, scenario: str) -> int:
         """Let a process do the scenario; how it ended: 0, or minus the signal that killed it."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(f"{store} {scenario}\n".encode())
+        process.stdin.write(f"{scenario}\n".encode())
         self.pid = int(await process.stdout.readline())
         process.stdin.write(b"go\n")
         return int(await process.stdout.readline())
@@ -98,22 +101,29 @@ async def _work(store: str, scenario: str) -> None:
         threads.close()
 
 
-def _warm_up() -> None:
-    """Load what every process would load."""
-    import asyncsync.storage.gcs
-    import asyncsync.storage.s3.sdk
+async def _warm_up(store: str) -> None:
+    """Load what every process would load, which takes far longer than what it does."""
+    from . import committed_scenarios, group_scenarios
 
-    asyncsync.storage.s3.sdk.load({})
+    del committed_scenarios, group_scenarios
+    threads = Threads(4)
+    objects = _objects(store, threads)
+    with suppress(NotFoundError):
+        await objects.head("nothing")
+    async for _ in objects.scan_uploads("nothing/"):  # for what an SDK is needed
+        raise AssertionError("nobody has begun anything")
+    await objects.aclose()
+    threads.close()
 
 
 def _main() -> None:
-    _warm_up()
+    asyncio.run(_warm_up(sys.argv[1]))
+    print("ready", flush=True)
     for line in sys.stdin:
-        store, scenario = line.split()
         pid = os.fork()
         if pid == 0:
             sys.stdin.readline()
-            asyncio.run(_work(store, scenario))
+            asyncio.run(_work(sys.argv[1], line.strip()))
             os._exit(0)
         print(pid, flush=True)
         _, status = os.waitpid(pid, 0)

@@ -24,6 +24,7 @@ from asyncsync.errors import AsyncSyncError
 from asyncsync.peer import PeerServer
 from asyncsync.peer.handlers import HANDLERS
 from asyncsync.secrets import Secret
+from asyncsync.storage import Group
 from asyncsync.storage.connection import Connection
 from asyncsync.storage.local import publish
 from asyncsync.storage.peer.link import Link
@@ -179,7 +180,11 @@ async def _worker(order: dict[str, Any]) -> None:
     ) as syncer:
         try:
             receipt = await syncer.sync_up(
-                order["source"], order["location"], kind=order["kind"], replace=order["replace"]
+                order["source"],
+                order["location"],
+                kind=order["kind"],
+                replace=order["replace"],
+                group=Group(**order["group"]) if "group" in order else None,
             )
         except AsyncSyncError as exc:
             print("failed", type(exc).__name__, flush=True)

@@ -275,14 +275,14 @@ async def test_killed_at_any_request_the_tree_is_whole_and_the_next_run_finishes
     name: str, scenario: str, when: When, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, act, new = SCENARIOS[scenario]
-    async with WORLDS[name](monkeypatch) as world, Victims(world.environ) as victims:
+    async with WORLDS[name](monkeypatch) as world, Victims(name, world.environ) as victims:
         number, happened = 0, True
         while happened:
             number += 1
             client = await prepare(world, old)
             world.kill(number, when, victims.kill)
             with anyio.fail_after(60):
-                status = await victims.run(name, scenario)
+                status = await victims.run(scenario)
             happened = world.count >= number
             world.heal()
             found = await client.content()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 import anyio
 import pytest
@@ -18,8 +19,8 @@ from anyio.lowlevel import checkpoint
 
 from asyncsync.concurrency import Threads
 from asyncsync.digest import digest
-from asyncsync.errors import BusyError, NotCommittedError, NotFoundError
-from asyncsync.storage import NewFile
+from asyncsync.errors import BusyError, DeadlineError, NotCommittedError, NotFoundError
+from asyncsync.storage import Group, NewFile
 from asyncsync.storage.local import LocalTrees
 from asyncsync.syncing import Receipt, StorageSyncer
 from asyncsync.testing import FakeClock
@@ -133,6 +134,67 @@ async def test_a_worker_killed_at_any_request_leaves_a_whole_tree_and_the_next_g
     assert len(killed) > 5
     # What had arrived of the large file is not sent again by whoever comes next.
     assert min(sent for sent in killed if sent > CHUNK // 2) < len(NEW["big"]) - CHUNK
+
+
+PARTS: list[Tree] = [
+    {"a": b"one", "same": b"in two"},
+    {"big": NEW["big"], "d/e": b""},
+    {},
+    {"same": b"in two", "d/b": b"two"},
+]
+WHOLE: Tree = {path: data for part in PARTS for path, data in part.items()}
+LAST = len(PARTS) - 1
+
+
+@pytest.mark.parametrize("when", ["before", "sent", "answered"])
+@pytest.mark.parametrize("victim", range(len(PARTS)))
+async def test_a_rank_of_a_group_may_be_killed_at_any_request(
+    victim: int, when: str, tmp_path: Path, monkeypatch: Patch, victims: Victims
+) -> None:
+    use_small_chunks(monkeypatch)
+    for number, part in enumerate(PARTS):
+        await _make(tmp_path / f"rank{number}", part)
+    async with peer_place(tmp_path, monkeypatch) as place:
+        for number in count(1):
+            tree = f"x{number:03}"
+            location = f"{place.location}/{tree}"
+
+            async def leave(rank: int, location: str = location) -> Receipt | None:
+                source, group = tmp_path / f"rank{rank}", Group(**_member(rank))
+                with suppress(DeadlineError):
+                    async with place.syncer() as syncer:
+                        return await syncer.sync_up(source, location, group=group)
+                return None
+
+            for before in range(victim):
+                assert await leave(before) is None
+            order = {"source": str(tmp_path / f"rank{victim}"), "location": location}
+            said, status = await victims.run(
+                role="worker", when=when, number=number, kind=None, replace=False,
+                group=_member(victim), **order,
+            )  # fmt: skip
+            point = f"killed {when} request {number}"
+            if status:
+                await _ended(place)
+            seen = await _look(place.root, f"exp/{tree}")
+            for rank in range(len(PARTS)):
+                await leave(rank)
+            receipts = [await leave(rank) for rank in range(len(PARTS))]
+
+            assert status in (0, -signal.SIGKILL), point
+            assert seen in ((None, WHOLE) if victim == LAST else (None,)), point
+            assert not said.startswith("committed") or seen == WHOLE, point
+            assert len({receipt and receipt.identity for receipt in receipts}) == 1, point
+            assert await place.held(tree) == WHOLE, point
+            assert await place.left() == [], point
+            assert place.open == 0, point
+            if status == 0:
+                break
+        assert number > 5
+
+
+def _member(rank: int) -> dict[str, Any]:
+    return {"id": "one", "rank": rank, "size": len(PARTS), "deadline_s": 1.0}
 
 
 @pytest.mark.parametrize("kind", ["sealed", "rolling"])
