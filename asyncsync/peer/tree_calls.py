@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ..errors import ConflictError, FormatError, IntegrityError, RefusedError, quote_some
+from ..errors import (
+    ConflictError,
+    FormatError,
+    IntegrityError,
+    NotCommittedError,
+    NotFoundError,
+    RefusedError,
+    quote_some,
+)
 from ..secrets import Secret
 from ..wire import messages as m
 from .calls import Answer, Call, Head, answer, listed, message, text_of, texts, window
@@ -138,7 +146,8 @@ async def _refuse_commits(head: Head, tree: str, *, uncommitted: bool) -> None:
     if uncommitted and below:
         raise RefusedError(f"there are commits in it: {quote_some(below)}; delete those first")
     if tree in found:
-        with suppress(IntegrityError, FormatError):  # what is damaged has no identity to name
+        # What is damaged has no identity to name; what is being deleted now, the store waits for.
+        with suppress(IntegrityError, FormatError, NotFoundError, NotCommittedError):
             identity = (await head.store.read_header(tree)).identity
             raise ConflictError("a commit is there; name it to delete it", winner=identity)
 

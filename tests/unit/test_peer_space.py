@@ -13,7 +13,7 @@ import pytest
 from anyio import to_thread
 
 from asyncsync.concurrency import Threads
-from asyncsync.errors import ConfigError, NoSpaceError, NotFoundError, TransientError
+from asyncsync.errors import NoSpaceError, NotFoundError, TransientError
 from asyncsync.peer.queues import Queues
 from asyncsync.peer.quotas import Quotas
 from asyncsync.peer.space import Room, Space
