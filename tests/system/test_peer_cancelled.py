@@ -171,7 +171,7 @@ async def _check_open(place: PeerPlace, times: int, point: str) -> None:
         await those.close()
 
 
-async def _held(place: PeerPlace, tree: str) -> Tree:
+async def _held(place: PeerPlace, tree: str) -> dict[str, bytes | None]:
     """What is there, also while a head deletes it, for which nobody waits any more."""
     with anyio.fail_after(10):
         while True:
