@@ -5,7 +5,10 @@ A head that cannot read its keys does not start: nothing here makes up for a dam
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -84,8 +87,9 @@ def rotate_keys(path: Path, *, now: float, overlap_s: float = DEFAULT_LIFE_S) ->
     Raises:
         ConfigError: as `load_keys`, or the file cannot be written; then it is as it was.
     """
-    ring = load_keys(path).rotated(HeadKey.new(), now=now, overlap_s=overlap_s)
-    write_private(path, _text(ring), replace=True)
+    with _alone(path):
+        ring = load_keys(path).rotated(HeadKey.new(), now=now, overlap_s=overlap_s)
+        write_private(path, _text(ring), replace=True)
     return ring
 
 
@@ -98,16 +102,32 @@ def revoke(path: Path, *, tokens: Iterable[str] = (), experiments: Iterable[str]
     Raises:
         ConfigError: as `load_keys`, or there are too many; then nothing has changed.
     """
-    ring = load_keys(path)
-    more = Revoked(ring.revoked.tokens.union(tokens), ring.revoked.experiments.union(experiments))
-    ring = KeyRing(ring.keys, more)
-    if len(text := _text(ring)) > MAX_BYTES:
-        raise ConfigError(
-            "so many tokens have been revoked that it is time for a new key: remove the key file, "
-            "run asyncsync head --init, and join the workers again"
-        )
-    write_private(path, text, replace=True)
+    with _alone(path):
+        ring = load_keys(path)
+        before = ring.revoked
+        more = Revoked(before.tokens.union(tokens), before.experiments.union(experiments))
+        ring = KeyRing(ring.keys, more)
+        if len(text := _text(ring)) > MAX_BYTES:
+            raise ConfigError(
+                "so many tokens have been revoked that it is time for a new key: remove the key "
+                "file, run asyncsync head --init, and join the workers again"
+            )
+        write_private(path, text, replace=True)
     return ring
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Nobody else changes the file meanwhile: what was revoked beside it would not be."""
+    try:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise ConfigError(f"cannot open {quote(str(path.parent))}: {exc.strerror}") from exc
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def _text(ring: KeyRing) -> bytes:

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,17 @@ def test_an_experiment_is_revoked_with_all_its_tokens(path: Path) -> None:
 
     assert not any(_is_good(path, token) for token in mine)
     assert all(_is_good(path, token) for token in others)
+
+
+def test_what_is_revoked_at_the_same_time_is_revoked(path: Path) -> None:
+    create_keys(path)
+    ids = [f"{number:032x}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(revoke, path, tokens=[one]) for one in ids]:
+            done.result()
+        pool.submit(rotate_keys, path, now=NOW).result()
+
+    assert load_keys(path).revoked.tokens == set(ids)
 
 
 def test_what_is_revoked_stays_so_with_another_key_and_with_more_of_it(path: Path) -> None:
