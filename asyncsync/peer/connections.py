@@ -58,7 +58,9 @@ class Connections:
         while True:
             try:
                 line, where = await asyncio.get_running_loop().sock_accept(listener)
-            except OSError as exc:  # who is there goes on meanwhile
+            except ConnectionError:  # who came has gone again
+                continue
+            except OSError as exc:  # no descriptor is left; who is there goes on meanwhile
                 tell("the head cannot take in who comes", exc)
                 await self._clock.sleep(_PAUSE_S)
                 continue
@@ -80,6 +82,8 @@ class Connections:
             )
         except OSError:  # also what TLS calls an error: who does not speak it is let go
             pass
+        except Exception as exc:  # noqa: BLE001 - whatever somebody sends, the head goes on
+            tell("the head cannot shake hands", exc)
         finally:
             if not protocol.began:  # else its end is told to `_ended`
                 self.leave(address)

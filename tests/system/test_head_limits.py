@@ -220,6 +220,28 @@ async def test_handshakes_count_to_the_connections_and_end(make: Make, tmp_path:
             await secure.aclose()
 
 
+@pytest.mark.parametrize("error", [RuntimeError, ConnectionResetError])
+async def test_what_goes_wrong_with_one_connection_is_of_no_concern_to_the_others(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    loop, told = asyncio.get_running_loop(), list[str]()
+    loop.set_exception_handler(lambda _, what: told.append(what["message"]))
+    real, failures = loop.connect_accepted_socket, [error("of the library")]
+
+    async def shake(protocol: Any, line: socket.socket, **how: Any) -> Any:
+        if failures:
+            line.close()
+            raise failures.pop()
+        return await real(protocol, line, **how)
+
+    monkeypatch.setattr(loop, "connect_accepted_socket", shake)
+    async with make(max_connections=4) as place:
+        async with place.line() as line:
+            assert await line.ended()
+        await place.good_push()
+        assert told == ["the head cannot shake hands"] * (error is RuntimeError)
+
+
 # -- bodies
 
 
