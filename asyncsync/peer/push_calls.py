@@ -50,6 +50,10 @@ async def begin(head: Head, call: Call) -> Answer:
         push = Push(tree, call.claims.id, head.clock, replace(intent, files=planned), planned)
         push.loan = loan
         await _reserve(head, call, planned, push.size_bytes)
+        # Also who began meanwhile: the same attempt, whose answer was lost before it was given.
+        await head.pushes.fence(
+            partial(_gives_way, tree=tree, owner=push.owner, to=intent, limits=head.limits)
+        )
         try:
             await head.pushes.begin(push)
         except SlowDownError:  # it was never open

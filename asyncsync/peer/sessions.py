@@ -241,8 +241,8 @@ class Sessions(Generic[S]):
         return await in_time(self._group, work)
 
     async def fence(self, those: Callable[[S], bool]) -> None:
-        """End these: another takes their place."""
-        for session in filter(those, self.all):
+        """End these, until there are none: another takes their place."""
+        while (session := next(filter(those, self.all), None)) is not None:
             _remember(self._fenced, session.number, None)
             await session.end()
 

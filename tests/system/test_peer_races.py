@@ -14,9 +14,17 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from asyncsync.errors import AsyncSyncError, BusyError, ConflictError, TransientError
+from asyncsync.errors import (
+    AsyncSyncError,
+    BusyError,
+    ConflictError,
+    NotFoundError,
+    TransientError,
+)
 from asyncsync.peer import lasting
+from asyncsync.peer.space import Space
 from asyncsync.storage import Group
+from asyncsync.storage.local import LocalTrees
 from asyncsync.storage.local.publish import Attempt
 from asyncsync.storage.local.stage import Stage
 from asyncsync.storage.peer.credentials import joined_file
@@ -426,3 +434,51 @@ async def test_a_part_is_left_also_if_the_head_is_started_anew_before_it_says_so
     assert lost == ["commit"]
     assert receipt.durability == "head-fsync"
     assert await place.held() == place.files
+
+
+async def test_who_asks_again_while_the_first_time_is_under_way_begins_once(
+    place: PeerPlace, monkeypatch: Patch
+) -> None:
+    once, room = Link._once, Space.room
+    both, waiting = anyio.Event(), count(1)
+
+    async def twice(link: Link, opened: Any, name: str, *rest: Any) -> Any:
+        if name != "begin":
+            return await once(link, opened, name, *rest)
+        answers: list[Any] = []
+
+        async def ask() -> None:
+            answers.append(await once(link, opened, name, *rest))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(ask)
+        return answers[-1]
+
+    async def at_once(space: Space) -> Any:
+        if next(waiting) == 2:
+            both.set()
+        await both.wait()
+        return await room(space)
+
+    monkeypatch.setattr(Link, "_once", twice)
+    monkeypatch.setattr(Space, "room", at_once)
+    async with place.syncer(max_requests=2) as syncer:
+        await syncer.sync_up(place.source, f"{place.location}/tree")
+
+    assert await place.held() == place.files
+    assert await place.left() == []
+    assert place.open == 0
+
+
+@pytest.mark.parametrize("group", [None, Group(id="one", rank=0, size=1)])
+async def test_a_commit_is_acknowledged_also_if_it_is_deleted_at_once(
+    group: Group | None, place: PeerPlace, monkeypatch: Patch
+) -> None:
+    async def gone(store: LocalTrees, tree: str) -> Any:
+        raise NotFoundError(f"nothing at {tree}")
+
+    monkeypatch.setattr(LocalTrees, "read_header", gone)
+    await place.make()
+
+    assert (await place.up(group=group)).durability == "head-fsync"
