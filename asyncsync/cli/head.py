@@ -286,6 +286,7 @@ async def status(session: Session, *, state: State) -> Outcome:
         notes = Notes(state.path, Location.parse(settings.forward))
         found += (await anyio.to_thread.run_sync(notes.load)).values()
     keys = await anyio.to_thread.run_sync(state.keys)
+    revoked = keys.revoked
     waiting = [note for note in found if note.waits]
     failed = [note for note in waiting if note.failure]
     lines = [
@@ -293,6 +294,7 @@ async def status(session: Session, *, state: State) -> Outcome:
         f"  listens         {settings.listen}",
         f"  certificate     {', '.join(settings.names) or 'none: loopback only'}",
         f"  keys            {len(keys.keys)}",
+        f"  revoked         {len(revoked.tokens)} tokens, {len(revoked.experiments)} experiments",
     ]
     if settings.forward:
         done = f"{len(found) - len(waiting)} trees, {len(waiting)} wait"
@@ -307,6 +309,8 @@ async def status(session: Session, *, state: State) -> Outcome:
         "listen": settings.listen,
         "names": settings.names,
         "keys": len(keys.keys),
+        "revoked": sorted(revoked.tokens),
+        "revoked_experiments": sorted(revoked.experiments),
         "forwarded": len(found) - len(waiting),
         "waiting": len(waiting),
         "failed": [{"tree": n.tree, "reason": n.failure, "permanent": n.permanent} for n in failed],

@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 from ..clock import Clock
 from ..errors import ConfigError
 from ..wire.limits import Limits
+from .guard import source_of
 from .mishaps import tell
 from .protocol import PeerProtocol
 
@@ -38,20 +39,20 @@ class Connections:
         self._counts: Counter[str] = Counter()
         self._open: set[PeerProtocol] = set()
 
-    def admit(self, address: str) -> bool:
+    def admit(self, source: str) -> bool:
         """Whether one more from there is taken; if so, it counts until `leave`."""
         total = self._counts.total()
         most = self._limits.max_connections_per_address
-        if total >= self._limits.max_connections or self._counts[address] >= most:
+        if total >= self._limits.max_connections or self._counts[source] >= most:
             return False
-        self._counts[address] += 1
+        self._counts[source] += 1
         return True
 
-    def leave(self, address: str) -> None:
+    def leave(self, source: str) -> None:
         """It has ended."""
-        self._counts[address] -= 1
-        if not self._counts[address]:
-            del self._counts[address]
+        self._counts[source] -= 1
+        if not self._counts[source]:
+            del self._counts[source]
 
     async def accept(self, group: TaskGroup, listener: socket.socket) -> None:
         """Take in who comes, for as long as this is awaited; handshakes are in `group`."""
@@ -64,15 +65,15 @@ class Connections:
                 tell("the head cannot take in who comes", exc)
                 await self._clock.sleep(_PAUSE_S)
                 continue
-            if self.admit(where[0]):
-                group.start_soon(self._welcome, line, where[0])
+            if self.admit(source := source_of(where[0])):
+                group.start_soon(self._welcome, line, source)
             else:
                 line.close()
 
-    async def _welcome(self, line: socket.socket, address: str) -> None:
+    async def _welcome(self, line: socket.socket, source: str) -> None:
         """Shake hands, which may take as long as the head of a request."""
         protocol = PeerProtocol(self._server, self._limits, self._open.add, self._ended)
-        protocol.address = address
+        protocol.source = source
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: protocol,
@@ -86,11 +87,11 @@ class Connections:
             tell("the head cannot shake hands", exc)
         finally:
             if not protocol.began:  # else its end is told to `_ended`
-                self.leave(address)
+                self.leave(source)
 
     def _ended(self, protocol: PeerProtocol) -> None:
         self._open.discard(protocol)
-        self.leave(protocol.address)
+        self.leave(protocol.source)
 
     async def watch(self) -> None:
         """End connections that take nothing of what they are sent, for as long as awaited."""

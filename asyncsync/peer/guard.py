@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network
 
 from ..clock import Clock
 from ..errors import AccessDeniedError, AsyncSyncError, SlowDownError
@@ -14,7 +15,7 @@ from ..wire.limits import Limits
 from ..wire.messages import Route
 from ..wire.tokens import KeyRing, TokenError
 
-__all__ = ["Guard", "check_operations", "check_scope"]
+__all__ = ["Guard", "check_operations", "check_scope", "source_of"]
 
 _SCHEME = "Bearer "
 _MINUTE_S = 60.0
@@ -48,6 +49,7 @@ class Guard:
             UnauthorizedError: it is not good, or there was none.
             SlowDownError: the same, and many from there were not.
         """
+        address = source_of(address)
         if len(shown) != 1 or not shown[0].startswith(_SCHEME):
             raise self._failed(address)
         token = Secret(shown[0].removeprefix(_SCHEME))
@@ -70,6 +72,15 @@ class Guard:
             return UnauthorizedError("a token that is good here is needed; join again to get one")
         wait_s = min(self._limits.max_auth_delay_s, 2.0 ** min(beyond - 1, _MOST_DOUBLINGS))
         return SlowDownError("too many tokens that are not good; wait", retry_after_s=wait_s)
+
+
+def source_of(address: str) -> str:
+    """By what somebody at that address is counted: whoever has one IPv6 address has 2^64. Pure."""
+    if ":" not in address:
+        return address
+    found = IPv6Address(address)
+    mapped = found.ipv4_mapped
+    return str(mapped) if mapped else str(IPv6Network((int(found) >> 64 << 64, 64)))
 
 
 def check_operations(claims: Claims, route: Route) -> None:

@@ -36,13 +36,13 @@ class PeerProtocol(RequestHandler):
         begins, ends: are told when it has shaken hands, and when it is lost after that.
 
     Attributes:
-        address: where it comes from.
+        source: what it counts to.
         began: whether it has shaken hands.
     """
 
     __slots__ = (
         *("_begins", "_deadline", "_ends", "_heads", "_left_bytes", "_limits", "_line"),
-        *("_moved", "_still_since", "address", "began"),
+        *("_moved", "_still_since", "began", "source"),
     )
 
     def __init__(
@@ -65,7 +65,7 @@ class PeerProtocol(RequestHandler):
             read_bufsize=_READ_BYTES,
         )
         self._limits, self._begins, self._ends = limits, begins, ends
-        self.address, self.began = "", False
+        self.source, self.began = "", False
         self._deadline: asyncio.TimerHandle | None = None
         self._heads = 0
         self._line: asyncio.Transport | None = None

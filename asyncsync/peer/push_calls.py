@@ -10,7 +10,14 @@ from functools import partial
 from aiohttp import web
 
 from ..digest import CHUNK_BYTES, Hasher, chunk_count, digest
-from ..errors import FormatError, NoSpaceError, RefusedError, SlowDownError
+from ..errors import (
+    FormatError,
+    IntegrityError,
+    NoSpaceError,
+    NotFoundError,
+    RefusedError,
+    SlowDownError,
+)
 from ..manifest import Header, decode
 from ..storage import Block, Intent, NewFile, Stored
 from ..units import KIB, MIB
@@ -71,16 +78,21 @@ async def _reserve(head: Head, call: Call, more: Sequence[NewFile], total_bytes:
     most, size_bytes = head.limits.max_push_bytes, sum(file.size_bytes for file in more)
     if most is not None and total_bytes > most:
         raise RefusedError(f"a push of {total_bytes} bytes; {most} is the limit here")
-    planned = sum(len(one.files) for one in head.pushes.all if one.owner == call.claims.id)
-    if planned and planned + len(more) > head.limits.max_files:  # plans are held in memory
-        raise SlowDownError("too many files in all pushes of this token", retry_after_s=1.0)
     room = await head.space.room()
     await head.quotas.take(call.claims, len(more), size_bytes)
-    try:
+    try:  # from here on nobody else has a turn before it counts
+        _refuse_files(head, call.claims.id, len(more))
         room.refuse(size_bytes, head.announced_bytes)
-    except NoSpaceError:
+    except (NoSpaceError, SlowDownError):
         await head.quotas.give_back(call.claims.id, len(more), size_bytes)
         raise
+
+
+def _refuse_files(head: Head, owner: str, more: int) -> None:
+    """SlowDownError: plans are held in memory, and one token has enough of them."""
+    planned = sum(len(one.files) for one in head.pushes.all if one.owner == owner)
+    if planned and planned + more > head.limits.max_files:
+        raise SlowDownError("too many files in all pushes of this token", retry_after_s=1.0)
 
 
 def _gives_way(other: Push, tree: str, owner: str, to: Intent, limits: Limits) -> bool:
@@ -261,7 +273,10 @@ async def commit(head: Head, call: Call) -> Answer:
 async def _keep(head: Head, tree: str, header: Header, text: bytes) -> None:
     """Keep the text of a manifest that was just committed, unless another has come since."""
     tag = (await head.store.glance(tree)).tag
-    there = await head.store.read_header(tree)
+    try:
+        there = await head.store.read_header(tree)
+    except (NotFoundError, IntegrityError):  # deleted since; the commit was made all the same
+        return
     if there.attempt == header.attempt and (await head.store.glance(tree)).tag == tag:
         head.known.keep(tree, header.identity, tag, text)
 
@@ -286,7 +301,11 @@ async def gather(head: Head, call: Call) -> Answer:
         found = await head.store.gather(tree, intent)
     if found.durability is None:
         return answer(m.Gathered(missing=list(found.missing)))
-    identity = (await head.store.read_header(tree)).identity
+    try:
+        identity = (await head.store.read_header(tree)).identity
+    except NotFoundError:  # deleted since: there is nothing to carry on, but a commit was made
+        level = level_of(found.durability, head.onward, tree, "")
+        return answer(m.Gathered(missing=[], durability=level))
     await queue(head.onward, tree, identity)
     head.known.note(tree, identity, found.durability)
     level = level_of(found.durability, head.onward, tree, identity)

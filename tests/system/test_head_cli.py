@@ -310,10 +310,12 @@ def test_what_is_revoked_is_refused_and_noted_by_a_head_that_runs(node: Node, wo
         refused = worker.run("up", worker.checkpoint("more"), f"{head.location}/exp/2")
         experiment = node.run("head", "--revoke-experiment", "exp", "--json")
         head.stop()
+    status = json.loads(node.run("head", "--status", "--json").out)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
 
     assert (up.code, revoked.code, refused.code, experiment.code) == (0, 0, 7, 0)
     assert token.id in revoked.out
+    assert (status["revoked"], status["revoked_experiments"]) == ([token.id], ["exp"])
     assert json.loads(experiment.out)["revoked_experiments"] == ["exp"]
     commits = [one for one in lines if one["operation"] == "commit"]
     assert [(one["token"], one["tree"], one["outcome"]) for one in commits] == [

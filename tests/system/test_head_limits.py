@@ -658,6 +658,21 @@ async def test_a_session_whose_number_nobody_has_heard_of_ends_soon(make: Make) 
         assert (await place.told("read_many", asked, session=used)).status == 200
 
 
+async def test_what_is_announced_at_the_same_time_counts_together(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Space, "_look", lambda _: Room(3))
+    async with make(max_files=5) as place:
+        large = await asyncio.gather(*(place.begin(tree, ("w", 2)) for tree in ("a", "b")))
+        many = [(str(number), 0) for number in range(3)]
+        other = place.head.token("x")
+        pushes = (place.begin(f"x/{n}", *many, token=other) for n in range(2))
+        long = await asyncio.gather(*pushes)
+
+        assert sorted(answer.status for answer in large) == [200, 507]
+        assert sorted(answer.status for answer in long) == [200, 429]
+
+
 async def test_a_path_has_to_be_within_the_limits_of_the_head(make: Make) -> None:
     limits = {"max_component_bytes": 4, "max_path_bytes": 8, "max_depth": 3}
     async with make(**limits) as place:

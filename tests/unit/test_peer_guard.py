@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from asyncsync.errors import AccessDeniedError, SlowDownError
 from asyncsync.peer.application import find
-from asyncsync.peer.guard import Guard, check_operations, check_scope
+from asyncsync.peer.guard import Guard, check_operations, check_scope, source_of
 from asyncsync.testing import FakeClock
 from asyncsync.wire import messages as m
 from asyncsync.wire.claims import Claims, Operation
@@ -142,3 +142,14 @@ def test_whatever_else_is_asked_is_no_route(method: str, text: str) -> None:
     for place in (f"/reads/{text}/blobs/0", f"/reads/{SESSION}/blobs/{text}"):
         found = find(method, m.BASE + place)
         assert found is None or m.BASE + place == found.route.url(found.session, found.blob)
+
+
+def test_who_has_one_ipv6_address_has_as_many_as_he_likes() -> None:
+    door = Door(max_failed_auths_per_minute=1)
+
+    assert door.fail("2001:db8::1") is None
+    assert door.fail("2001:db8::ffff:1:2") == 1, "the same network"
+    assert door.fail("2001:db8:0:1::1") is None, "another one"
+    assert source_of("127.0.0.1") == "127.0.0.1"
+    assert source_of("::ffff:10.0.0.7") == "10.0.0.7"
+    assert source_of("fe80::1%eth0") == source_of("fe80::2%eth0")
