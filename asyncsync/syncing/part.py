@@ -98,6 +98,8 @@ class PartUpload(Upload):
             if self._there is not None and self._there.header.attempt == self._group.attempt:
                 receipt = await self._whole(self._there, durability)
                 return replace(receipt, seconds=self._clock.monotonic() - started)
+            if durability is not None:
+                raise self._replaced_since()
             try:
                 if self._sent is None:
                     self._sent = await self._leave()
@@ -109,6 +111,14 @@ class PartUpload(Upload):
                 if looked_again:
                     raise
                 looked_again = True
+
+    def _replaced_since(self) -> ConflictError:
+        there = self._there
+        return ConflictError(
+            f"{self._where}: {self._group.what} was committed, and that commit has been deleted or "
+            "replaced since; ask for what is there now",
+            winner=there.identity if there else "",
+        )
 
     async def _whole(self, whole: Manifest, durability: Durability | None) -> Receipt:
         if durability is None:  # a commit of earlier: who made it may have left something

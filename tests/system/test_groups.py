@@ -22,10 +22,11 @@ from asyncsync.errors import (
 )
 from asyncsync.events import Committed, Planned
 from asyncsync.names import MANIFEST
+from asyncsync.storage import Durability
 from asyncsync.storage.local.fs import rename_over
 from asyncsync.storage.local.trash import sweep
 from asyncsync.storage.memory import memory_objects
-from asyncsync.syncing.part import Patience
+from asyncsync.syncing.part import PartUpload, Patience
 from asyncsync.syncing.requests import upload_request
 from asyncsync.testing import FakeClock
 
@@ -104,6 +105,23 @@ async def all_ranks(
         for number in range(len(parts)):
             tasks.start_soon(run, number)
     return [receipts[number] for number in sorted(receipts)]
+
+
+async def test_a_commit_that_is_deleted_at_once_is_not_waited_for(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = PartUpload._look_for_parts
+
+    async def gone(upload: PartUpload) -> Durability | None:
+        durability = await look(upload)
+        if durability is not None:
+            await asyncsync.delete(target)
+        return durability
+
+    monkeypatch.setattr(PartUpload, "_look_for_parts", gone)
+    async with running(tmp_path) as rank:
+        with pytest.raises(ConflictError, match="was committed, and that commit has been deleted"):
+            await rank(group(0, size=1), target, PARTS[0])
 
 
 async def test_all_ranks_get_the_receipt_of_the_whole(target: str, tmp_path: Path) -> None:
