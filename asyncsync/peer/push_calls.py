@@ -78,16 +78,21 @@ async def _reserve(head: Head, call: Call, more: Sequence[NewFile], total_bytes:
     most, size_bytes = head.limits.max_push_bytes, sum(file.size_bytes for file in more)
     if most is not None and total_bytes > most:
         raise RefusedError(f"a push of {total_bytes} bytes; {most} is the limit here")
-    planned = sum(len(one.files) for one in head.pushes.all if one.owner == call.claims.id)
-    if planned and planned + len(more) > head.limits.max_files:  # plans are held in memory
-        raise SlowDownError("too many files in all pushes of this token", retry_after_s=1.0)
     room = await head.space.room()
     await head.quotas.take(call.claims, len(more), size_bytes)
-    try:
+    try:  # from here on nobody else has a turn before it counts
+        _refuse_files(head, call.claims.id, len(more))
         room.refuse(size_bytes, head.announced_bytes)
-    except NoSpaceError:
+    except (NoSpaceError, SlowDownError):
         await head.quotas.give_back(call.claims.id, len(more), size_bytes)
         raise
+
+
+def _refuse_files(head: Head, owner: str, more: int) -> None:
+    """SlowDownError: plans are held in memory, and one token has enough of them."""
+    planned = sum(len(one.files) for one in head.pushes.all if one.owner == owner)
+    if planned and planned + more > head.limits.max_files:
+        raise SlowDownError("too many files in all pushes of this token", retry_after_s=1.0)
 
 
 def _gives_way(other: Push, tree: str, owner: str, to: Intent, limits: Limits) -> bool:
