@@ -358,6 +358,25 @@ async def test_an_engine_that_nobody_uses_leaves_and_the_next_call_starts_one(
         await syncer.latest(tmp_path)
 
 
+async def test_an_engine_that_leaves_hangs_up_also_on_who_has_only_just_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_LOOK_S", 0.001)
+    address = await to_thread.run_sync(engines.find, "thread")
+    with socket.socket(socket.AF_UNIX) as caller:
+        async with StorageSyncer(isolation="thread") as syncer:
+            await syncer.latest(tmp_path)
+            await to_thread.run_sync(caller.connect, address.socket)
+            await syncer.latest(tmp_path)  # by then it has been let in
+            monkeypatch.setattr(server, "_IDLE_S", 0.0)
+        heard = await to_thread.run_sync(caller.recv, 1)
+    with anyio.fail_after(10):
+        while os.path.exists(address.socket):
+            await anyio.lowlevel.checkpoint()
+
+    assert heard == b""
+
+
 def test_an_engine_is_found_although_a_directory_has_too_long_a_name(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ class Server:
         self._listener, self._is_orphan = listener, is_orphan
         self._syncers: dict[str, _Shared] = {}
         self._peers: dict[str, set[_Peer]] = {}
+        self._connected: set[_Peer] = set()
         self._busy = 0
         self._turn = 0
 
@@ -74,17 +75,34 @@ class Server:
         """Serve. Cancelled: what runs is cancelled and cleaned up, then this ends."""
         loop = asyncio.get_running_loop()
         self._over = anyio.Event()
-        async with anyio.create_task_group() as group:
-            self._group = group
-            server = await loop.create_unix_server(lambda: _Peer(self), sock=self._listener)
-            self._rest()
-            try:
-                await self._over.wait()
-            finally:
-                server.close()
-                group.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as group:
+                self._group = group
+                server = await loop.create_unix_server(lambda: _Peer(self), sock=self._listener)
+                self._rest()
+                try:
+                    await self._over.wait()
+                finally:
+                    server.close()
+                    group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        """Close all connections: also of who came just now, and has not said anything yet."""
+        for peer in list(self._connected):
+            await peer.hang_up()
 
     # -- who is there
+
+    def connected(self, peer: _Peer) -> None:
+        """Somebody has come."""
+        self._connected.add(peer)
+
+    def disconnected(self, peer: _Peer) -> None:
+        """And gone."""
+        self._connected.discard(peer)
 
     def enter(self, peer: _Peer, hello: Hello) -> None:
         """A caller says which syncer it uses; several may use the same."""
@@ -223,11 +241,13 @@ class _Peer(asyncio.Protocol):
         self._syncer: str | None = None
         self._calls: dict[int, tuple[Call, anyio.CancelScope]] = {}
         self._gates: dict[int, anyio.Event] = {}
+        self._lost = anyio.Event()
 
     # -- from the socket
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)
+        self._server.connected(self)
         peer = transport.get_extra_info("socket")
         if _user_of(peer) != os.getuid():
             self._transport.abort()
@@ -241,6 +261,8 @@ class _Peer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._server.disconnected(self)
+        self._lost.set()
         self._cancel(kept=_FINISHED)
         if self._syncer is not None:
             self._server.leave(self, self._syncer)
@@ -281,6 +303,13 @@ class _Peer(asyncio.Protocol):
         self.send(Refused(reason))
         if self._transport is not None:
             self._transport.close()
+
+    async def hang_up(self) -> None:
+        """Close it; what has not gone out by now, nobody reads."""
+        self._syncer = None  # it has ended with all others
+        if self._transport is not None:
+            self._transport.abort()
+        await self._lost.wait()
 
     # -- to the socket
 
