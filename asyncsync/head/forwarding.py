@@ -23,6 +23,7 @@ from ..errors import (
     ConfigError,
     IntegrityError,
     NotFoundError,
+    TransferError,
     TransientError,
     quote,
 )
@@ -278,7 +279,7 @@ class Forwarding:
             before = await self._header(tree)
             try:
                 return await self._carrier.carry(tree, ours, partial(self._begun, tree))
-            except (IntegrityError, NotFoundError):
+            except (IntegrityError, NotFoundError, TransferError):
                 now = await self._header(tree)
                 if (now.identity, now.attempt) == (before.identity, before.attempt):
                     raise  # it was not replaced while it was read
@@ -332,7 +333,8 @@ class Forwarding:
         await self._threads.run(self._notes.remove, tree)
 
     async def _failed(self, tree: str, asked: int, error: Exception) -> None:
-        permanent = not isinstance(error, TransientError)
+        # A tree that is being replaced at that moment looks as if it were damaged, once.
+        permanent = not _passes(error, first=not self._failures[tree])
         reason = str(error) if isinstance(error, AsyncSyncError) else repr(error)
         self._failures[tree] += 1
         wait_s = min(_LONGEST_S, _FIRST_S * 2.0 ** (self._failures[tree] - 1))
@@ -426,3 +428,10 @@ def check_place(root: str, place: Location) -> None:
     if place.scheme == "memory":
         raise ConfigError(f"{quote(str(place))} ends with the head; carry trees to another place")
     check_overlap(root, place)
+
+
+def _passes(error: Exception, *, first: bool) -> bool:
+    """Whether nobody has to change anything before it goes well. Pure."""
+    if isinstance(error, TransferError):
+        return all(_passes(one, first=first) for one in error.failures)
+    return isinstance(error, TransientError) or (first and isinstance(error, IntegrityError))

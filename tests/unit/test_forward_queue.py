@@ -15,7 +15,13 @@ import anyio
 import pytest
 
 from asyncsync.concurrency import Threads, beside
-from asyncsync.errors import AccessDeniedError, ConfigError, TransientError
+from asyncsync.errors import (
+    AccessDeniedError,
+    ConfigError,
+    IntegrityError,
+    TransferError,
+    TransientError,
+)
 from asyncsync.head import (
     Forwarded,
     Forwarding,
@@ -239,6 +245,25 @@ async def test_a_failure_that_passes_is_met_with_growing_pauses(place: Place) ->
     assert ((await place.notes())["t"].failure, (await place.notes())["t"].waits) == ("", False)
 
 
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (TransferError("two", failures=[TransientError("away"), TransientError("away")]), False),
+        (TransferError("two", failures=[TransientError("away"), AccessDeniedError("no")]), True),
+        (IntegrityError("as a tree looks that is being replaced just then"), False),
+    ],
+)
+async def test_only_what_somebody_has_to_change_waits_for_that(
+    place: Place, error: Exception, permanent: bool
+) -> None:
+    await place.commit("t", "one")
+    async with place.forwarding(first(error)):
+        event = await place.heard.until(1)
+
+    assert isinstance(event, NotForwarded)
+    assert (event.permanent, event.wait_s) == (permanent, 3600 if permanent else 1)
+
+
 async def test_a_failure_that_stays_is_visible_and_holds_up_nothing_else(place: Place) -> None:
     def denied(when: str, name: str) -> BaseException | None:
         return AccessDeniedError("no") if name == "begin" and len(place.heard) == 0 else None
@@ -346,7 +371,9 @@ async def test_what_a_disk_has_changed_is_not_carried_on(place: Place) -> None:
     await place.commit("t", "good")
     (place.root / "t" / "w").write_text("evil")
     async with place.forwarding():
-        event = await place.heard.until(1)
+        await place.heard.until(1)
+        await place.clock.advance(1)
+        event = await place.heard.until(2)
 
     assert isinstance(event, NotForwarded)
     assert event.permanent
