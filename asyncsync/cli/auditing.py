@@ -6,16 +6,17 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
-from queue import SimpleQueue
+from queue import Queue
 
 from ..errors import ConfigError, quote
 
 __all__ = ["audit_to"]
 
 _LOGGER = "asyncsync.audit"
+_MOST_WAITING = 10_000  # lines
 
 
 @contextmanager
@@ -38,8 +39,8 @@ def audit_to(path: str | None, root: str) -> Iterator[None]:
         raise ConfigError(
             f"--audit {quote(path)}: {exc.strerror}; name a file that this user may write"
         ) from exc
-    logger, queue = logging.getLogger(_LOGGER), SimpleQueue[logging.LogRecord]()
-    handler, listener = QueueHandler(queue), QueueListener(queue, file)
+    logger, queue = logging.getLogger(_LOGGER), Queue[logging.LogRecord](_MOST_WAITING)
+    handler, listener = _Waiting(queue), QueueListener(queue, file)
     before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -51,27 +52,34 @@ def audit_to(path: str | None, root: str) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.level, logger.propagate = before
         listener.stop()
-        file.close()
+        with suppress(OSError):  # what a full disk has not taken, which was said
+            file.close()
 
 
-class _File(WatchedFileHandler):
+class _Gaps(logging.Handler):
+    """Says once that lines are missing, instead of a traceback for each of them."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in logging
+        del record
+        if not self._said:
+            self._said = True
+            reason = getattr(sys.exc_info()[1], "strerror", None) or "it is too slow"
+            sys.stderr.write(f"asyncsync: the audit log has gaps from now on: {reason}\n")
+
+
+class _Waiting(_Gaps, QueueHandler):
+    """Lines that a thread is going to write; a disk that hangs must not fill the memory."""
+
+
+class _File(_Gaps, WatchedFileHandler):
     """For its owner alone, and never through a link."""
 
     def __init__(self, path: str) -> None:
-        self._failed = False
         super().__init__(path, encoding="ascii")
 
     def _open(self) -> TextIOWrapper:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags |= os.O_NONBLOCK  # a fifo that nobody reads is an error, and no wait
         return open(os.open(self.baseFilename, flags, 0o600), "w", encoding="ascii")
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in logging
-        """Say once that lines are missing, instead of a traceback for each of them."""
-        del record
-        if not self._failed:
-            self._failed = True
-            reason = getattr(sys.exc_info()[1], "strerror", None) or "it cannot be written"
-            sys.stderr.write(
-                f"asyncsync: the audit log has gaps from now on: {quote(self.baseFilename)}: "
-                f"{reason}\n"
-            )
