@@ -29,6 +29,7 @@ pytestmark = pytest.mark.one_loop
 Way = Literal["up", "down"]
 WAYS: list[Way] = ["up", "down"]
 STALL_S = 0.25
+_TRIES = 4
 # What may move in vain: a request with its body, and what belongs to beginning again.
 _IN_VAIN = CHUNK + 8 * KIB
 
@@ -112,13 +113,13 @@ async def _clean_run(
 def _stages(seen: list[Seen]) -> list[tuple[str, Direction, int]]:
     """Before a request, in its head, in its body, at its end; before its answer, in it, at its end.
 
-    Some bytes before the end: how long a manifest is depends on the time that it names.
+    Some bytes before the end: how long manifests and answers are depends on the time they name.
     """
     found: list[tuple[str, Direction, int]] = []
     for one in seen:
         sent, answered = one.request, one.response
         begun = (sent.start, sent.start + 20, (sent.start + sent.stop) // 2, sent.stop - 16)
-        heard = (answered.start, answered.start + 20, answered.stop - 1)
+        heard = (answered.start, answered.start + 20, answered.stop - 16)
         found += [(one.name, "request", at) for at in begun]
         found += [(one.name, "response", at) for at in heard]
     return found
@@ -138,14 +139,14 @@ async def _each(
         moved: bytes that may move twice beyond those of one request.
     """
     receipt, _, bytes_ = await _clean_run(place, way, monkeypatch)
-    acted = 0
-    for number, fault in enumerate(faults):
-        tree = f"x{number:04}"
+    acted, trees = 0, count()
+
+    async def once(fault: NetworkFault) -> int:
+        tree = f"x{next(trees):04}"  # as long as that of the clean run
         place.proxy.faults = [_at_connection(fault, len(place.proxy.connections) + 1)]
         place.proxy.acted.clear()
         before = place.proxy.passed_bytes
         found = await _run(place, way, tree)
-        acted += len(place.proxy.acted)
 
         assert found.identity == receipt.identity, f"{fault}"
         await _check(place, way, tree)
@@ -155,6 +156,14 @@ async def _each(
         assert place.open <= (0 if way == "up" else 1), f"{fault}"
         for those in place.sessions:
             await those.close()
+        return len(place.proxy.acted)
+
+    for fault in faults:
+        # On a busy machine the first connection may be given up before the fault is reached.
+        for _ in range(_TRIES):
+            if found := await once(fault):
+                acted += found
+                break
     return acted
 
 
