@@ -250,7 +250,7 @@ async def _wait_stopped(victims: Victims) -> bool:
 def _state(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before it is read, or while it is
         return "X"
 
 
@@ -301,7 +301,8 @@ class Head:
 
     async def end(self) -> None:
         if self._victims.pid:
-            os.kill(self._victims.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has died, and nobody has heard of it yet
+                os.kill(self._victims.pid, signal.SIGKILL)
             while not (await self._victims.said()).startswith("ended"):
                 continue
 
