@@ -15,8 +15,6 @@ import pytest
 
 import asyncsync
 
-pytestmark = [pytest.mark.mutants, pytest.mark.timeout(300)]
-
 ROOT = Path(__file__).parents[2]
 PATCHES = sorted((ROOT / "tests" / "mutants").glob("*.patch"))
 FAILED = 1  # pytest's exit code for "tests ran and failed"; others are errors of the run itself
@@ -69,12 +67,31 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         yield {patch: pool.submit(_run_mutant, patch, folder) for patch in PATCHES}
 
 
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
+def test_a_mutant_is_one_of_the_code_as_it_is(patch: Path) -> None:
+    command = ["patch", "--strip=1", "--batch", "--forward", "--dry-run"]
+    with patch.open("rb") as change:
+        done = subprocess.run(
+            [*command, f"--directory={Path(asyncsync.__file__).parents[1]}"],
+            stdin=change,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 0, f"{patch.name} does not apply any more: {done.stdout}"
+
+
+@pytest.mark.mutants
+@pytest.mark.timeout(300)
 def test_the_tests_that_mutants_name_pass_without_them(tmp_path: Path) -> None:
     done = _run(sorted({_test_of(patch) for patch in PATCHES}), _copy(tmp_path / "unchanged"))
 
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.mutants
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
 def test_a_mutant_is_caught_by_the_test_that_it_names(patch: Path, runs: Runs) -> None:
     done = runs[patch].result()
