@@ -131,7 +131,9 @@ class Stores:
         async with self._turn:
             if key not in self._open:
                 self._open[key] = await self._connect(location)
-        return equip(self._open[key], None), location.path
+        # Where trees are made of objects, it is those that are paid for.
+        rate = self._rate if location.scheme in _PEERS else None
+        return equip(self._open[key], rate), location.path
 
     async def turns(self, location: Location) -> Turns:
         """The head at `location`, as the one that says who reads a commit where.
@@ -159,7 +161,8 @@ class Stores:
                 self._open[key] = make(
                     line, threads=self._threads, max_requests=self._max_requests, clock=self._clock
                 )
-        return _Equip(self._clock, self._max_requests, observe, _BRIEF)(self._open[key], None)
+        equip = _Equip(self._clock, self._max_requests, observe, _BRIEF)
+        return equip(self._open[key], self._rate)
 
     async def _connect(self, location: Location) -> TreeStore:
         if location.scheme in _PEERS:

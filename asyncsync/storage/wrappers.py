@@ -116,8 +116,9 @@ class _Objects:
         tag: str | None = None,
         into: memoryview | None = None,
     ) -> Fetched:
-        # Without an end the size is not known before: small objects are read so.
-        size_bytes = 0 if end is None else end - start
+        # How long an object is that nobody has looked at, is not known before: records are read so.
+        known = start or into is not None or tag is not None
+        size_bytes = end - start if known and end is not None else 0
         return await self._around(
             f"get {quote(key)}",
             size_bytes,

@@ -19,6 +19,7 @@ from asyncsync import SyncConfig
 from asyncsync.clock import SystemClock
 from asyncsync.errors import NotFoundError
 from asyncsync.scheduling import Notice, Synced, SyncScheduler
+from asyncsync.storage.behaviours import Rate
 
 from .peer_place import PeerPlace, peer_place
 from .s3_place import Hurry
@@ -144,3 +145,29 @@ async def _run(*arguments: str | Path) -> tuple[int, str, str]:
     out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize("kind", ["head", "disk", "memory"])
+async def test_every_byte_is_paid_for_once_in_both_directions(
+    place: PeerPlace, kind: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    paid: list[int] = []
+
+    async def pay(rate: Rate, size_bytes: int) -> None:
+        paid.append(size_bytes)
+
+    monkeypatch.setattr(Rate, "pay", pay)
+    there = {
+        "head": f"{place.location}/tree",
+        "disk": str(tmp_path / "disk" / "tree"),
+        "memory": f"memory://{tmp_path.name}/tree",
+    }[kind]
+    async with place.syncer(bwlimit=1e6) as syncer:
+        receipt = await syncer.sync_up(place.source, there)
+        sent = sum(paid)
+        paid.clear()
+        await syncer.sync_down(there, tmp_path / "back")
+
+    # Beside the files there are manifests; and very small ones cost a store of objects nothing.
+    assert sent == pytest.approx(receipt.size_bytes, abs=10_000)
+    assert sum(paid) == pytest.approx(receipt.size_bytes, abs=10_000)

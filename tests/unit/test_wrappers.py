@@ -314,12 +314,16 @@ async def test_objects_are_throttled_in_both_directions() -> None:
     await rate.pay(100)
     put_s = await elapsed_s(clock, lambda: store.put("k", bytes(50)))
     await rate.pay(100)
-    get_s = await elapsed_s(clock, lambda: store.get("k", 0, 25))
+    buffer = memoryview(bytearray(25))
+    get_s = await elapsed_s(clock, lambda: store.get("k", 0, 25, into=buffer))
+    await rate.pay(100)
+    record_s = await elapsed_s(clock, lambda: store.get("k", 0, 10**6))
     upload = await store.create_upload("k")
     await rate.pay(100)
     part_s = await elapsed_s(clock, lambda: store.put_part(upload, 1, bytes(75)))
 
     assert (put_s, get_s, part_s) == (0.5, 0.25, 0.75)
+    assert record_s == 0  # it has hardly any of the bytes that were asked for
 
 
 async def test_trees_are_throttled_in_both_directions() -> None:
