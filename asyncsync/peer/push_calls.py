@@ -58,9 +58,7 @@ async def begin(head: Head, call: Call) -> Answer:
         push.loan = loan
         await _reserve(head, call, planned, push.size_bytes)
         # Also who began meanwhile: the same attempt, whose answer was lost before it was given.
-        await head.pushes.fence(
-            partial(_gives_way, tree=tree, owner=push.owner, to=intent, limits=head.limits)
-        )
+        await _take_over(head, call, tree, intent)
         try:
             await head.pushes.begin(push)
         except SlowDownError:  # it was never open
@@ -95,6 +93,13 @@ def _refuse_files(head: Head, owner: str, more: int) -> None:
         raise SlowDownError("too many files in all pushes of this token", retry_after_s=1.0)
 
 
+async def _take_over(head: Head, call: Call, tree: str, to: Intent) -> None:
+    """End the attempts that are over because this one begins."""
+    await head.pushes.fence(
+        partial(_gives_way, tree=tree, owner=call.claims.id, to=to, limits=head.limits)
+    )
+
+
 def _gives_way(other: Push, tree: str, owner: str, to: Intent, limits: Limits) -> bool:
     """Whether an attempt is over because another begins."""
     if other.tree != tree:
@@ -124,9 +129,7 @@ async def _plan(
         if lines and intent is None:
             first = m.decode(lines.pop(0), m.Begin)
             tree, intent = call.tree(first.tree), _intent(first)
-            await head.pushes.fence(
-                partial(_gives_way, tree=tree, owner=call.claims.id, to=intent, limits=head.limits)
-            )
+            await _take_over(head, call, tree, intent)
         if len(planned) + len(lines) > head.limits.max_files:
             raise RefusedError(f"a plan of more than {head.limits.max_files} files")
         loan.grow(len(lines), sum(map(len, lines)))
