@@ -175,7 +175,7 @@ class _Fresh:
         except ConfigError as exc:
             self._listen(Renewed(reason=f"still with the keys it had: {exc}"))
         else:
-            self._listen(Renewed(reason="another key is in use"))
+            self._listen(Renewed(reason="its keys, and what is revoked, were read again"))
 
     async def _take_certificate(
         self, names: list[str], made: Certificates, tls: ssl.SSLContext | None

@@ -140,7 +140,7 @@ async def test_a_new_key_is_taken_within_a_second(plain: Running) -> None:
         event = await plain.heard.until(2)
         await plain.joins(settings)
 
-    assert event == Renewed(reason="another key is in use")
+    assert event == Renewed(reason="its keys, and what is revoked, were read again")
 
 
 async def test_a_damaged_key_is_told_and_the_one_before_stays_in_use(plain: Running) -> None:
