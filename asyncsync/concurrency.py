@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -14,7 +14,7 @@ from typing import TypeVar
 import anyio
 
 from .errors import ConfigError, StalledError
-from .units import MIB
+from .units import KIB
 
 __all__ = [
     "Budget",
@@ -32,6 +32,7 @@ T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
 _FEW = 16  # requests of one step at once; wrappers bound them over all steps
+_BUFFERS = tuple(256 * KIB << doubled for doubled in range(7))  # up to a chunk
 
 
 class _Request:
@@ -129,13 +130,12 @@ class ByteBudget(Budget):
 
     Args:
         total: the budget.
-        buffer_bytes: size of the buffers that are kept to be lent again.
+        buffers: the sizes of buffers that are kept to be lent again, each twice the one before.
     """
 
-    def __init__(self, total: int, *, buffer_bytes: int = 16 * MIB) -> None:
+    def __init__(self, total: int, *, buffers: Sequence[int] = _BUFFERS) -> None:
         super().__init__(total)
-        self._buffer_bytes = buffer_bytes
-        self._idle: list[mmap] = []
+        self._idle: dict[int, list[mmap]] = {size: [] for size in buffers}
 
     @asynccontextmanager
     async def buffer(self, size_bytes: int) -> AsyncIterator[memoryview]:
@@ -145,20 +145,37 @@ class ByteBudget(Budget):
         Pages of a map that nobody writes to, because a hole is read, take no room.
         After a failure the memory is not used again: a connection may still be sending from it.
         """
-        if not self._buffer_bytes // 2 < size_bytes <= self._buffer_bytes:
+        room = next((size for size in self._idle if size // 2 < size_bytes <= size), 0)
+        if not room:
             async with self.borrow(size_bytes):
                 yield memoryview(bytearray(size_bytes))
             return
-        async with self.borrow(self._buffer_bytes):
-            memory = self._idle.pop() if self._idle else mmap(-1, self._buffer_bytes)
+        await super().take(room)
+        try:
+            idle = self._idle[room]
+            memory = idle.pop() if idle else self._map(room)
             yield memoryview(memory)[:size_bytes]
-            self._idle.append(memory)
+            idle.append(memory)
+        finally:
+            self.give_back(room)
 
-    def _take(self, amount: int) -> None:
-        super()._take(amount)
-        if amount != self._buffer_bytes:  # whoever gets a buffer takes one of those that lie idle
-            # What lies idle counts as well: it makes room for what is lent.
-            del self._idle[max(0, self._total - self._used) // self._buffer_bytes :]
+    async def take(self, amount: int = 1) -> None:
+        """See `Budget.take`."""
+        await super().take(amount)
+        self._trim()
+
+    def _map(self, room: int) -> mmap:
+        self._trim()
+        return mmap(-1, room)
+
+    def _trim(self) -> None:
+        """What lies idle counts as well: it makes room for what is lent."""
+        excess = sum(size * len(idle) for size, idle in self._idle.items())
+        excess -= max(0, self._total - self._used)
+        for size, idle in self._idle.items():
+            while idle and excess > 0:
+                idle.pop()
+                excess -= size
 
 
 async def each_bounded(

@@ -237,8 +237,7 @@ async def write_many(head: Head, call: Call) -> Answer:
     push = call.session(head.pushes)
     with push:
         length = length_of(call.request, _BATCH_BYTES)
-        async with call.memory(head, length):
-            body = memoryview(bytearray(length))
+        async with call.queue.memory.borrow(length), head.memory.buffer(length) as body:
             await head.bodies.fill(call.request, body)
             batch = split_batch(body, push.sizes)
             async with head.hashing.borrow():

@@ -24,7 +24,8 @@ from .tally import STALL_S, Tally
 __all__ = ["Arrived", "Bounds", "Engine", "Note", "Outcome", "Source"]
 
 _SMALL_BYTES = 256 * KIB
-_BATCH_FILES = 64
+_BATCH_FILES = 64, 128  # at least and at most, so that several are under way of any tree
+_BATCHES = 16
 _BATCH_BYTES = 4 * MIB
 _SLOW_LINK = 4 * MIB  # bytes per second; a slower one looks as if it stood still
 
@@ -323,12 +324,13 @@ class Engine:
 def batches(files: Sequence[F]) -> Iterator[list[F]]:
     """Large files alone, the largest first; then small ones, many at a time. Pure."""
     batch: list[F] = []
-    size = 0
+    size, (fewest, most) = 0, _BATCH_FILES
+    most = min(most, max(fewest, len(files) // _BATCHES))
     for file in sorted(files, key=lambda f: f.size_bytes, reverse=True):
         if file.size_bytes > _SMALL_BYTES:
             yield [file]
             continue
-        if batch and (len(batch) == _BATCH_FILES or size + file.size_bytes > _BATCH_BYTES):
+        if batch and (len(batch) == most or size + file.size_bytes > _BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(file)

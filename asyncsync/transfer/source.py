@@ -231,12 +231,20 @@ class Directory:
         found: list[Piece | Moving] = []
         for file in files:
             try:
-                piece = self._read(file, 0)
-                self._confirm(file, [piece.digest])
-                found.append(piece)
+                found.append(self._read_confirmed(file))
             except Moving as moving:
                 found.append(moving)
         return found
+
+    def _read_confirmed(self, file: SourceFile) -> Piece:
+        """A file of one chunk, which need not be opened again to be confirmed."""
+        with self.opened(file) as (fd, found):
+            piece = read_piece(fd, file, 0, file.size_bytes, None, sparse=is_sparse(found))
+            if self.is_version(file, fd):
+                return piece
+        piece = self._read(file, 0)
+        self._confirm(file, [piece.digest])
+        return piece
 
     def _read(self, file: SourceFile, number: int, into: memoryview | None = None) -> Piece:
         start = number * CHUNK_BYTES

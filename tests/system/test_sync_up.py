@@ -7,7 +7,7 @@ import shutil
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import anyio
@@ -34,7 +34,7 @@ from asyncsync.storage.committed.writer import CommittedWriter
 from asyncsync.storage.local import LocalTrees
 from asyncsync.syncing import Receipt, StorageSyncer
 from asyncsync.testing import FakeClock
-from asyncsync.transfer import Directory
+from asyncsync.transfer import Directory, SourceFile
 
 from .trees import Events, content, disk, make, temporary, ticking
 
@@ -350,19 +350,25 @@ async def test_a_file_becomes_a_directory_and_a_directory_a_file(
         assert content(Path(place) / "trial") == expected
 
 
+def _spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files of a source that are opened from now on."""
+    read: list[str] = []
+    inner = Directory.opened
+
+    def spy(self: Directory, file: SourceFile) -> AbstractContextManager[object]:
+        read.append(file.path)
+        return inner(self, file)
+
+    monkeypatch.setattr(Directory, "opened", spy)
+    return read
+
+
 async def test_only_what_changed_is_read_again(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await asyncsync.sync_up(source, target, kind="rolling")
     make(source, {"a": b"2"})
-    read: list[str] = []
-    inner = Directory._read
-
-    def spy(self: Directory, file: object, number: int) -> object:
-        read.append(file.path)  # type: ignore[attr-defined]
-        return inner(self, file, number)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Directory, "_read", spy)
+    read = _spied(monkeypatch)
     await asyncsync.sync_up(source, target)
 
     assert set(read) == {"a"}
@@ -448,14 +454,7 @@ async def test_what_was_read_and_found_the_same_is_not_read_again(
         for path in filter(Path.is_file, source.rglob("*")):
             os.utime(path, ns=(0, 0))
         await asyncsync.sync_up(source, target)
-    read: list[str] = []
-    inner = Directory._read
-
-    def spy(self: Directory, file: object, *rest: object) -> object:
-        read.append(file.path)  # type: ignore[attr-defined]
-        return inner(self, file, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Directory, "_read", spy)
+    read = _spied(monkeypatch)
     first = await asyncsync.sync_up(source, target)
     seen, read[:] = set(read), []
     again = await asyncsync.sync_up(source, target)

@@ -600,7 +600,7 @@ async def test_a_budget_that_shrinks_waits_and_one_that_grows_lends_at_once() ->
 
 
 async def test_a_buffer_that_comes_back_is_lent_again() -> None:
-    budget = ByteBudget(100, buffer_bytes=10)
+    budget = ByteBudget(100, buffers=(10,))
     async with budget.buffer(10) as first:
         memory = first.obj
     async with budget.buffer(8) as second:
@@ -611,7 +611,7 @@ async def test_a_buffer_that_comes_back_is_lent_again() -> None:
 
 
 async def test_a_buffer_in_which_something_failed_is_not_lent_again() -> None:
-    budget = ByteBudget(100, buffer_bytes=10)
+    budget = ByteBudget(100, buffers=(10,))
     with suppress(ValueError):
         async with budget.buffer(10) as first:
             memory = first.obj
@@ -624,7 +624,7 @@ async def test_a_buffer_in_which_something_failed_is_not_lent_again() -> None:
 
 
 async def test_what_lies_idle_never_makes_more_than_the_budget() -> None:
-    budget = ByteBudget(40, buffer_bytes=10)
+    budget = ByteBudget(40, buffers=(10,))
 
     async def hold(done: anyio.Event) -> None:
         async with budget.buffer(10):
@@ -636,15 +636,15 @@ async def test_what_lies_idle_never_makes_more_than_the_budget() -> None:
             group.start_soon(hold, done)
         await settle()
         done.set()
-    idle = len(budget._idle)
+    idle = len(budget._idle[10])
     async with budget.borrow(25):
-        beside = len(budget._idle)
+        beside = len(budget._idle[10])
 
     assert (idle, beside) == (4, 1)
 
 
 async def test_buffers_are_lent_again_when_all_are_in_use() -> None:
-    budget, seen = ByteBudget(20, buffer_bytes=10), list[object]()
+    budget, seen = ByteBudget(20, buffers=(10,)), list[object]()
 
     async def use() -> None:
         async with budget.buffer(10) as buffer:
@@ -659,8 +659,20 @@ async def test_buffers_are_lent_again_when_all_are_in_use() -> None:
     assert len(seen) == 2
 
 
+async def test_buffers_of_one_size_make_room_for_those_of_another() -> None:
+    budget = ByteBudget(40, buffers=(10, 20))
+    async with budget.buffer(10), budget.buffer(10), budget.buffer(15):
+        pass
+    idle = {size: len(found) for size, found in budget._idle.items()}
+    async with budget.buffer(20), budget.buffer(20):
+        beside = {size: len(found) for size, found in budget._idle.items()}
+
+    assert idle == {10: 2, 20: 1}
+    assert beside == {10: 0, 20: 0}
+
+
 async def test_a_small_piece_gets_memory_of_its_size() -> None:
-    budget = ByteBudget(100, buffer_bytes=10)
+    budget = ByteBudget(100, buffers=(10,))
     async with budget.buffer(3) as buffer:
         used, size = budget.used, len(bytes(buffer.obj))
 

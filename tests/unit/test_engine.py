@@ -253,6 +253,14 @@ def test_batches_of_small_files_are_bounded_in_number_and_in_bytes() -> None:
     assert BATCH_BYTES - SMALL_BYTES < max(sizes) <= BATCH_BYTES
 
 
+def test_of_many_small_files_there_are_more_in_a_batch_and_still_many_batches() -> None:
+    many = [len(batch) for batch in batches(_files(1_600, KIB, "tiny"))]
+    very_many = [len(batch) for batch in batches(_files(10_000, KIB, "tiny"))]
+
+    assert many == [100] * 16
+    assert max(very_many) == 2 * BATCH_FILES
+
+
 def test_only_files_above_256_kib_travel_alone() -> None:
     files = [NewFile("above", SMALL_BYTES + 1), NewFile("at", SMALL_BYTES), NewFile("empty", 0)]
     found = [[file.path for file in batch] for batch in batches(files)]

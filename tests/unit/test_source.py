@@ -7,6 +7,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -413,6 +414,53 @@ async def test_a_file_that_changes_after_it_was_read_is_not_confirmed(
 
     with pytest.raises(Moving):
         await sealed.confirm(file, [piece.digest])
+
+
+def _while_read(monkeypatch: pytest.MonkeyPatch, *changes: Callable[[], object]) -> None:
+    """One after each read of a piece, before anybody looks whether it is still the same."""
+    inner, left = pieces.read_piece, list(changes)
+
+    def changing(*args: Any, **more: Any) -> Piece:
+        piece = inner(*args, **more)
+        if left:
+            left.pop(0)()
+        return piece
+
+    monkeypatch.setattr(source, "read_piece", changing)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_small_file_that_changes_while_it_is_read_is_moving(
+    tree: Path, sealed: Directory, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    file = await _seen(sealed, "d/b")
+    _while_read(monkeypatch, lambda: CHANGES[change](tree / "d/b"))
+
+    assert isinstance((await sealed.read_many([file]))[0], Moving)
+
+
+async def test_a_small_log_that_grows_while_it_is_read_is_what_the_walk_saw(
+    tree: Path, growing: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await _seen(growing, "d/b")
+    _while_read(monkeypatch, lambda: CHANGES["grown"](tree / "d/b"))
+    (piece,) = await growing.read_many([file])
+
+    assert isinstance(piece, Piece)
+    assert (bytes(piece.block.data), piece.digest) == (b"two", digest(b"two"))
+
+
+async def test_a_small_log_that_is_written_anew_while_it_is_read_is_moving(
+    tree: Path, growing: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await _seen(growing, "d/b")
+    _while_read(
+        monkeypatch,
+        lambda: CHANGES["grown"](tree / "d/b"),
+        lambda: _in_place(tree / "d/b", b"T"),
+    )
+
+    assert isinstance((await growing.read_many([file]))[0], Moving)
 
 
 async def test_a_log_that_grew_is_read_as_far_as_the_walk_saw_it(
