@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +32,7 @@ from ..storage import Stores, TreeStore, check_scheme
 from ..storage.local import HeldRoot, LocalTrees
 from ..syncing import check_overlap
 from ..transfer import Bounds, Engine
+from .agenda import Agenda
 from .carrying import Carried, Carrier
 from .events import Forwarded, Listener, NotForwarded, Vanished
 from .notes import Note, Notes
@@ -41,7 +40,6 @@ from .notes import Note, Notes
 __all__ = ["Forwarding", "check_place"]
 
 _AT_ONCE = 4  # trees; the files of each move side by side anyway
-_FIRST_S, _LONGEST_S = 1.0, 600.0
 _PERMANENT_S = 3600.0  # somebody may have changed what was in the way
 _HURRIED_S = 60.0
 _MOST_GONE = 20_000  # notes of trees that are gone: by them, what is there is known as ours
@@ -69,12 +67,8 @@ class Forwarding:
         self._known: dict[str, Note] = {}
         self._unsure = set[str]()  # trees whose note may not be on the disk
         self._asked = Counter[str]()  # how often a tree has been queued
-        self._failures = Counter[str]()
         self._tried_at: dict[str, float] = {}
-        self._due = list[tuple[float, int, str]]()
-        self._at: dict[str, int] = {}  # the entry of `_due` that counts for a tree
-        self._running = set[str]()
-        self._order, self._turn, self._changed = count(), anyio.Lock(), anyio.Event()
+        self._agenda, self._turn = Agenda(clock), anyio.Lock()
         self._looked, self._progress = anyio.Event(), anyio.Event()
 
     @classmethod
@@ -143,12 +137,12 @@ class Forwarding:
             if note is not None and note.identity == identity and tree not in self._unsure:
                 self._hurry(note)
                 return
-            self._failures.pop(tree, None)
+            self._agenda.recovered(tree)
             try:
                 note = self._note(tree)
                 await self._write(replace(note, identity=identity, failure="", permanent=False))
             finally:  # not acknowledged, but it stands: whoever asked may never ask again
-                self._plan(tree, 0.0)
+                self._agenda.plan(tree)
 
     def has(self, tree: str, identity: str) -> bool:
         note = self._note(tree)
@@ -169,7 +163,7 @@ class Forwarding:
     async def wait_idle(self) -> None:
         """Until everything that is committed has been carried on."""
         await self._looked.wait()
-        while self.waiting or self._running:
+        while self.waiting or self._agenda.running:
             self._progress = anyio.Event()
             await self._progress.wait()
 
@@ -179,7 +173,7 @@ class Forwarding:
         self._known = notes
         for tree, note in notes.items():
             if note.waits:
-                self._plan(tree, 0.0)
+                self._agenda.plan(tree)
 
     def _note(self, tree: str) -> Note:
         return self._known.get(tree) or Note(tree=tree, identity="")
@@ -201,56 +195,18 @@ class Forwarding:
             ) from exc
         self._unsure.discard(note.tree)
 
-    # -- when
-
-    def _plan(self, tree: str, wait_s: float) -> None:
-        number = next(self._order)
-        self._at[tree] = number
-        heapq.heappush(self._due, (self._clock.monotonic() + wait_s, number, tree))
-        self._changed.set()
-
-    async def _next(self) -> str:
-        """The tree that has waited longest and is due; nobody else carries it."""
-        while True:
-            while self._due and self._at.get(self._due[0][2]) != self._due[0][1]:
-                heapq.heappop(self._due)
-            due_s = self._due[0][0] if self._due else math.inf
-            if due_s <= self._clock.monotonic():
-                tree = heapq.heappop(self._due)[2]
-                del self._at[tree]
-                if tree not in self._running:  # else it is planned anew when that ends
-                    self._running.add(tree)
-                    return tree
-                continue
-            await self._wait(due_s - self._clock.monotonic())
-
-    async def _wait(self, seconds: float) -> None:
-        if self._changed.is_set():
-            self._changed = anyio.Event()
-        changed = self._changed
-
-        async def alarm() -> None:
-            await self._clock.sleep(seconds)
-            group.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as group:
-            if seconds < math.inf:
-                group.start_soon(alarm)
-            await changed.wait()
-            group.cancel_scope.cancel()
-
     def _hurry(self, note: Note) -> None:
         """Try again now what somebody had to change something for: who asks for it may have."""
         tree, now = note.tree, self._clock.monotonic()
         tried_at = self._tried_at.get(tree, -math.inf)
         if note.waits and note.permanent and now - tried_at >= _HURRIED_S:
-            self._plan(tree, 0.0)
+            self._agenda.plan(tree)
 
     # -- doing it
 
     async def _work(self) -> None:
         while True:
-            tree = await self._next()
+            tree = await self._agenda.next()
             asked = self._asked[tree]
             self._tried_at[tree] = self._clock.monotonic()
             try:
@@ -258,11 +214,11 @@ class Forwarding:
             except Exception as exc:  # noqa: BLE001 - whatever it is, it holds up nothing else
                 await self._failed(tree, asked, exc)
             finally:
-                self._running.discard(tree)
+                self._agenda.release(tree)
                 self._progress.set()
             note = self._known.get(tree)
-            if note is not None and note.waits and tree not in self._at:
-                self._plan(tree, 0.0)
+            if note is not None and note.waits and not self._agenda.has(tree):
+                self._agenda.plan(tree)
 
     async def _do(self, tree: str, asked: int) -> None:
         try:
@@ -303,7 +259,7 @@ class Forwarding:
             note, found = self._note(tree), manifest.identity
             # What was queued before the tree was read is that commit, or one that it replaced.
             newest = note.identity if self._asked[tree] != asked else found
-            self._failures.pop(tree, None)
+            self._agenda.recovered(tree)
             await self._write(Note(tree=tree, identity=newest, forwarded=found))
         self._listen(
             Forwarded(
@@ -331,13 +287,14 @@ class Forwarding:
         self._known.pop(tree, None)
         self._tried_at.pop(tree, None)
         await self._threads.run(self._notes.remove, tree)
+        self._asked.pop(tree, None)
+        self._agenda.recovered(tree)
 
     async def _failed(self, tree: str, asked: int, error: Exception) -> None:
         # A tree that is being replaced at that moment looks as if it were damaged, once.
-        permanent = not _passes(error, first=not self._failures[tree])
+        permanent = not _passes(error, first=not self._agenda.has_failed(tree))
         reason = str(error) if isinstance(error, AsyncSyncError) else repr(error)
-        self._failures[tree] += 1
-        wait_s = min(_LONGEST_S, _FIRST_S * 2.0 ** (self._failures[tree] - 1))
+        wait_s = self._agenda.failed(tree)
         if permanent:
             wait_s = _PERMANENT_S
         if self._asked[tree] != asked:  # there is a newer one
@@ -349,7 +306,7 @@ class Forwarding:
                     await self._write(replace(note, failure=reason, permanent=permanent))
                 except TransientError:
                     pass  # a note of the failure is for --status only: the event says it, too
-            self._plan(tree, wait_s)
+            self._agenda.plan(tree, wait_s)
         self._tell(tree, reason, permanent=permanent, wait_s=wait_s)
 
     def _tell(self, tree: str, reason: str, *, permanent: bool, wait_s: float) -> None:
@@ -410,7 +367,9 @@ class Forwarding:
         old = [tree for tree, note in self._known.items() if tree in gone and not note.waits]
         for tree in old[: max(0, len(old) - _MOST_GONE)]:
             async with self._turn:
-                if tree not in self._running and not self._note(tree).waits:  # it is still gone
+                if (
+                    tree not in self._agenda.running and not self._note(tree).waits
+                ):  # it is still gone
                     await self._forget(tree)
 
 

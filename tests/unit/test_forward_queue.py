@@ -296,7 +296,7 @@ async def test_who_asks_for_what_failed_for_good_hears_why_and_has_it_tried_agai
         assert forwarding.failure("t", identity) == "t: no"
         assert forwarding.failure("t", "another") == forwarding.failure("x", identity) == ""
         await forwarding.queue("t", identity)  # at once, it is not tried again
-        assert forwarding._at == {"t": 1}
+        assert forwarding._agenda._at == {"t": 1}
         await place.clock.advance(60)
         await forwarding.queue("t", identity)
         await place.heard.until(2)
@@ -516,6 +516,21 @@ async def test_trees_that_vanished_while_the_head_was_down_do_not_end_it(
 
     assert place.heard[1:] == [Vanished(tree="t")]
     assert (await place.notes()) == {}
+
+
+async def test_of_a_tree_that_vanished_before_any_of_it_arrived_nothing_is_kept(
+    place: Place,
+) -> None:
+    async with place.forwarding(first(TransientError("away"), name="read_manifest")) as forwarding:
+        await place.idle(forwarding)
+        await forwarding.queue("t", await place.commit("t", "one"))
+        await place.heard.until(1)
+        shutil.rmtree(place.root / "t")
+        await place.idle(forwarding)
+
+        assert place.heard[-1] == Vanished(tree="t")
+        assert [*forwarding._known, *forwarding._asked, *forwarding._tried_at] == []
+        assert not forwarding._agenda.has_failed("t")
 
 
 async def test_a_note_that_cannot_be_removed_does_not_end_the_head(
