@@ -23,7 +23,8 @@ AsyncSyncError                    1
 ├── IntegrityError                8   bytes or a manifest are not what was committed
 │   └── FormatError               8   a manifest of a version that this release cannot read
 ├── DeadlineError                10   the time allowed is over
-└── TransferError                 6   several files or saves failed; see `.failures`
+└── TransferError                 6   several files or saves failed; see `.failures`: the exit code
+                                      is theirs if they have the same
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from typing import Literal
 
 __all__ = [
     "AccessDeniedError",
@@ -75,7 +76,7 @@ class AsyncSyncError(Exception):
         paths: the files it is about, relative to the tree.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(
         self, message: str, *, side: Side | None = None, paths: Sequence[str] = ()
@@ -240,6 +241,9 @@ class TransferError(AsyncSyncError):
     def __init__(self, message: str, *, failures: Sequence[AsyncSyncError]) -> None:
         super().__init__(message)
         self.failures = tuple(failures)
+        codes = {failure.exit_code for failure in failures}
+        if len(codes) == 1:
+            self.exit_code = codes.pop()
 
 
 def is_interruption(error: BaseException) -> bool:

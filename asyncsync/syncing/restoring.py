@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 
 from ..concurrency import each
-from ..errors import AsyncSyncError, IntegrityError, NotFoundError
+from ..errors import AsyncSyncError, IntegrityError, NotFoundError, TransferError
 from ..events import FellBack, Observer, Skipped
 from ..location import Location
 from .base import Receipt
@@ -54,7 +54,9 @@ class Restore:
         for number, copies in enumerate(wanted):
             try:
                 return await self._nearest(copies)
-            except IntegrityError as exc:
+            except (IntegrityError, TransferError) as exc:
+                if not _is_damage(exc):
+                    raise
                 commit, older = copies.first, firsts[number + 1 :]
                 if not fallback or not older:
                     raise damaged_error(commit, str(exc), older) from exc
@@ -96,3 +98,10 @@ class Restore:
         places = [*self._copies, self._remote]
         await each(places, look)
         return gather_copies([seen.get(place, []) for place in places])
+
+
+def _is_damage(error: AsyncSyncError) -> bool:
+    """Whether nothing else was in the way than damaged files, one or several."""
+    if isinstance(error, TransferError):
+        return all(map(_is_damage, error.failures))
+    return isinstance(error, IntegrityError)

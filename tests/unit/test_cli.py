@@ -397,7 +397,7 @@ RAISED = [kind for kind in our_errors() if kind.__module__ == errors.__name__]
 
 def an_error(kind: type[AsyncSyncError]) -> AsyncSyncError:
     if issubclass(kind, TransferError):
-        return kind("two\nlines", failures=[AsyncSyncError("inner")])
+        return kind("two\nlines", failures=[errors.PermanentError("inner")])
     if issubclass(kind, errors.ConflictError):
         return kind("two\nlines", winner=IDENTITY)
     return kind("two\nlines", paths=["a"])
@@ -425,7 +425,7 @@ def test_an_error_is_an_object_before_the_summary(kind: type[AsyncSyncError]) ->
 def test_the_failures_of_a_transfer_are_in_the_error_object() -> None:
     ran = run("up", "/src", "/dst", "--json", sync_up=an_error(TransferError))
 
-    assert ran.lines[0]["failures"] == [{"class": "AsyncSyncError", "message": "inner"}]
+    assert ran.lines[0]["failures"] == [{"class": "PermanentError", "message": "inner"}]
 
 
 def test_a_bug_is_one_line_that_points_to_the_traceback() -> None:

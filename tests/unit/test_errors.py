@@ -150,3 +150,13 @@ def test_an_error_survives_a_process_boundary(error: errors.AsyncSyncError) -> N
 
     assert type(there) is type(error)
     assert (str(there), repr(vars(there))) == (str(error), repr(vars(error)))
+
+
+def test_the_exit_code_of_several_failures_is_theirs_if_they_have_the_same() -> None:
+    full, damaged = errors.NoSpaceError("full"), errors.IntegrityError("damaged")
+    codes = [
+        errors.TransferError("several", failures=failures).exit_code
+        for failures in ([full, full], [damaged], [full, damaged])
+    ]
+
+    assert codes == [7, 8, 6]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from asyncsync.errors import TransientError
+import pytest
+
+from asyncsync.errors import (
+    AsyncSyncError,
+    IntegrityError,
+    NoSpaceError,
+    TransferError,
+    TransientError,
+)
 from asyncsync.events import Event, FellBack
 from asyncsync.location import Location
 from asyncsync.syncing import Commit, Receipt
@@ -28,3 +36,43 @@ async def test_only_the_last_place_is_waited_for() -> None:
 
     assert tried == [(f"{place}/c", place == places[2]) for place in places]
     assert [type(event) for event in heard] == [FellBack, FellBack]
+
+
+BOTH = [IntegrityError("f1 is damaged"), IntegrityError("f2 is damaged")]
+
+
+async def test_a_commit_of_which_several_files_are_damaged_falls_back_as_well() -> None:
+    heard: list[Event] = []
+
+    used = await _restored(TransferError("2 files failed", failures=BOTH), heard)
+
+    assert used == ["/t/c2", "/t/c1"]
+    assert [type(event) for event in heard] == [FellBack]
+
+
+async def test_where_not_only_files_are_damaged_nothing_older_is_used() -> None:
+    failed = TransferError("3 files failed", failures=[*BOTH, NoSpaceError("full")])
+    with pytest.raises(TransferError) as caught:
+        await _restored(failed, [])
+
+    assert caught.value is failed
+
+
+async def _restored(failed: AsyncSyncError, heard: list[Event]) -> list[str]:
+    """What is tried, where the newest of two commits fails so."""
+    tried = list[str]()
+
+    async def find(place: Location, patient: bool) -> list[Commit]:
+        return [
+            Commit(location=f"{place}/c{step}", name=f"c{step}", step=step, identity=f"{step}")
+            for step in (2, 1)
+        ]
+
+    async def fetch(commit: Commit, patient: bool) -> Receipt:
+        tried.append(commit.location)
+        if commit.step == 2:
+            raise failed
+        return Receipt(location="", identity="1", kind="sealed", files=1, size_bytes=1)
+
+    await Restore(Location.parse("/t"), (), find, fetch, heard.append).run(None, fallback=True)
+    return tried
