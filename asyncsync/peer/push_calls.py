@@ -64,7 +64,7 @@ async def begin(head: Head, call: Call) -> Answer:
         except SlowDownError:  # it was never open
             await head.quotas.give_back(push.owner, len(planned), push.size_bytes)
             raise
-    return answer(m.Begun(session=push.number, resumes=push.writer.resumes))
+    return answer(m.Begun(session=push.number, resumes=push.resumes))
 
 
 async def _reserve(head: Head, call: Call, more: Sequence[NewFile], total_bytes: int) -> None:

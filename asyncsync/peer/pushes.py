@@ -38,12 +38,14 @@ class _Arrived(dict[int, str]):
 class Push(Session):
     """One attempt to write a tree, and the digests of what has arrived.
 
-    `left_bytes` is what has been announced and has not arrived; `sizes` are those of its files.
+    `left_bytes` is what has been announced and has not arrived; `sizes` are those of its files;
+    `resumes` says whether something of an earlier attempt is there.
 
     A commit goes on when whoever asked for it has hung up, and ends the attempt.
     """
 
     writer: TreeWriter
+    resumes: bool
 
     def __init__(
         self, tree: str, owner: str, clock: Clock, intent: Intent, files: Sequence[NewFile]
@@ -61,7 +63,9 @@ class Push(Session):
 
     async def _hold(self, store: TreeStore, task_status: TaskStatus[None]) -> None:
         async with store.begin(self.tree, self.intent) as self.writer:
+            self.resumes = self.writer.resumes
             await self._until_over(task_status)
+        del self.writer  # it has a list of all files as well, and what was committed is remembered
 
     @property
     def left_files(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -23,6 +25,7 @@ from asyncsync.testing.values import make_manifest, save
 from asyncsync.wire.failures import GoneError
 
 FILES = {"a": b"one", "b": b"two"}
+DATA = tuple(FILES.values())
 
 
 class Stage:
@@ -188,6 +191,21 @@ async def test_nobody_reads_in_a_session_that_is_over() -> None:
             read.using().__enter__()
         with pytest.raises(GoneError):
             reads.get(read.number, "me")
+
+
+async def test_of_a_push_that_is_over_only_its_answer_is_kept() -> None:
+    async with stage() as place:
+        push = await place.sessions.begin(place.push())
+        await push.write_many(
+            [(push.file(n), memoryview(d), digest(d)) for n, d in enumerate(DATA)]
+        )
+        writer = weakref.ref(push.writer)
+        await push.commit(make_manifest(FILES))
+        await anyio.lowlevel.checkpoint()
+        gc.collect()
+
+        assert place.sessions.get(push.number, "me") is push
+        assert writer() is None
 
 
 async def test_only_so_many_that_are_over_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
