@@ -101,10 +101,10 @@ class SharedRead:
 
 
 def _is_local(error: AsyncSyncError) -> bool:
-    """Whether it is the disk here that failed: then nobody else is to blame.
+    """Whether it is the directory here, or its disk: then nobody else is to blame.
 
-    What another node says of itself bears no error of this system, so it cannot pass for one.
+    What another node says passes as an error of its own end, whatever that says.
     """
     if isinstance(error, TransferError):
         return any(map(_is_local, error.failures))
-    return error.side == "target" and isinstance(error.__cause__, OSError)
+    return error.side == "target"

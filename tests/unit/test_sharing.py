@@ -9,7 +9,15 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncsync.errors import AsyncSyncError, NoSpaceError, TransferError, TransientError, os_errors
+from asyncsync.errors import (
+    AsyncSyncError,
+    BusyError,
+    ClashError,
+    NoSpaceError,
+    TransferError,
+    TransientError,
+    os_errors,
+)
 from asyncsync.events import Event, FellBack
 from asyncsync.storage import Became, Share, Turn
 from asyncsync.syncing import Receipt
@@ -84,8 +92,17 @@ class Reader:
         return RECEIPT
 
 
-@pytest.mark.parametrize("error", [full(), TransferError("two", failures=[full(), full()])])
-async def test_whose_own_disk_fails_blames_nobody(error: AsyncSyncError) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        full(),
+        TransferError("two", failures=[full(), full()]),
+        ClashError("the directory here holds other files", side="target"),
+        BusyError("another program restores here", side="target"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_whose_own_disk_or_directory_fails_blames_nobody(error: AsyncSyncError) -> None:
     head = Head(HOLDER)
     reader = Reader(head, error)
 
@@ -95,9 +112,9 @@ async def test_whose_own_disk_fails_blames_nobody(error: AsyncSyncError) -> None
     assert reader.heard == []
 
 
-async def test_another_node_cannot_pretend_that_it_is_the_disk_here() -> None:
+async def test_who_fails_to_give_it_is_passed_over_for_all() -> None:
     head = Head(HOLDER, ORIGIN)
-    reader = Reader(head, NoSpaceError("full", side="target"), None)
+    reader = Reader(head, NoSpaceError("full", side="source"), None)
 
     assert await reader.read.run() == RECEIPT
     assert head.said == [("ask", ""), ("failed", ""), ("ask", ""), ("done", "mine")]

@@ -245,11 +245,14 @@ class Link:
 
     def _error(self, answer: Answer, what: str) -> AsyncSyncError:
         try:
-            return error_of(answer.status, m.decode(bytes(answer.body), m.Fault), what)
+            error = error_of(answer.status, m.decode(bytes(answer.body), m.Fault), what)
         except FormatError as exc:
             if answer.status >= 500:
                 return TransientError(f"{what}: {self.where} answers with status {answer.status}")
             return self.foreign(what, f"status {answer.status}, {exc}")
+        if self._given is not None:  # such a node is only read: our end is none of its concern
+            error.side = "source"
+        return error
 
     async def _open(self) -> _Opened:
         async with self._turn:
