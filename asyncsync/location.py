@@ -13,6 +13,7 @@ from .errors import ConfigError, quote
 __all__ = ["Location"]
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
+_ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 _SECRET = re.compile(
     r"secret|token|passw|credential|delegation|signature|access_?key|api_?key|sig$|account_key",
     re.IGNORECASE,
@@ -54,6 +55,12 @@ class Location:
             raise ConfigError("a location is a path or a URL; this one is empty or holds a NUL")
         if text.startswith("file:/") and not text.startswith("file://"):
             text = "file://" + text.removeprefix("file:")  # RFC 8089 allows both
+        if mistyped := _ONE_SLASH.match(text):  # else it would be a directory where we are
+            scheme = mistyped[1]
+            raise ConfigError(
+                f"a location begins with {scheme}://, with two slashes; write ./{scheme}:/... for "
+                "a directory of that name"
+            )
         match = _URL.fullmatch(text)
         if match is None:
             return cls("file", "", _absolute(text))

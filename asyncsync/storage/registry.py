@@ -14,6 +14,7 @@ from ..errors import ConfigError, quote
 from ..events import Observer, ignore
 from ..location import Location
 from ..secrets import Secret
+from ..wire.names import check_tree_name
 from .behaviours import Rate
 from .objects import ObjectStore
 from .retrying import Backoff, RetryBudget
@@ -117,10 +118,12 @@ class Stores:
 
         Raises:
             ConfigError: the scheme is unknown, or its extra is not installed.
+            RefusedError: a head has no trees of that name.
         """
         check_scheme(location.scheme)
         backoff = Backoff()
         if location.scheme in _PEERS:
+            check_tree_name(location.path)
             backoff = _PATIENT if patient else _BRIEF
         equip = _Equip(self._clock, self._max_requests, observe, backoff)
         if location.scheme == "file":

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..location import Location
 from .commits import Commit
 
 __all__ = ["Copies", "gather_copies"]
 
-_NEAR = {"file": 0, "peer": 1, "peers": 1}
+_NEAR = {"": 0, "peer": 1, "peers": 1}  # a path has no scheme
 _FAR = 2
 
 
@@ -56,4 +55,4 @@ def gather_copies(found: Iterable[Sequence[Commit]]) -> list[Copies]:
 
 
 def _distance(commit: Commit) -> int:
-    return _NEAR.get(Location.parse(commit.location).scheme, _FAR)
+    return _NEAR.get(commit.location.partition("/")[0].rstrip(":"), _FAR)

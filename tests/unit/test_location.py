@@ -57,6 +57,7 @@ def test_paths_are_made_absolute_where_they_are_read(
     assert Location.parse(Path("run/1")).path == f"{tmp_path}/run/1"
     assert Location.parse("-rf").path == f"{tmp_path}/-rf"
     assert Location.parse("host:dir").path == f"{tmp_path}/host:dir"
+    assert Location.parse("./s3:/dir").path == f"{tmp_path}/s3:/dir"
     assert Location.parse("~/run").path == "/home/me/run"
 
 
@@ -95,9 +96,11 @@ def test_google_may_be_another_server() -> None:
         ("s3://bucket/../other", "no meaning"),
         ("s3://bucket/./x", "no meaning"),
         ("file://server/share", "names a host; write file:///path"),
+        (Path("s3://bucket/run"), "begins with s3://, with two slashes"),  # which makes it one
+        ("peers:/host:7420/run", "begins with peers://, with two slashes; write ./peers:/"),
     ],
 )
-def test_what_is_no_location_is_refused(text: str, message: str) -> None:
+def test_what_is_no_location_is_refused(text: str | Path, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Location.parse(text)
 

@@ -61,3 +61,9 @@ def test_the_same_bytes_of_another_step_are_another_commit() -> None:
 
 def test_where_nothing_is_there_is_no_copy() -> None:
     assert places([], []) == []
+
+
+def test_a_copy_with_a_name_that_is_no_location_is_one_of_several() -> None:
+    odd = [commit("peer://a:1/c?token=1", 1, "x")]
+
+    assert places(odd, [commit("/disk/c", 1, "x")]) == [["/disk/c", "peer://a:1/c?token=1"]]

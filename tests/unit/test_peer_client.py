@@ -22,6 +22,7 @@ from asyncsync.errors import (
     ConfigError,
     ConflictError,
     IntegrityError,
+    NoSpaceError,
     PermanentError,
     SlowDownError,
     StalledError,
@@ -34,7 +35,8 @@ from asyncsync.storage import Block, Intent, NewFile, Stored
 from asyncsync.storage.peer import link
 from asyncsync.storage.peer.credentials import find_access, joined_file
 from asyncsync.storage.peer.link import Link
-from asyncsync.storage.peer.store import PeerTrees
+from asyncsync.storage.peer.store import PeerTrees, open_joined
+from asyncsync.testing import FakeClock
 from asyncsync.testing.values import make_manifest
 from asyncsync.wire import messages as m
 from asyncsync.wire.claims import Claims
@@ -303,6 +305,22 @@ async def test_the_winner_of_a_conflict_is_a_commit_or_the_answer_is_none(
     assert error.winner == "1" * 64
 
 
+async def test_another_worker_cannot_pretend_that_it_is_the_disk_here_that_fails(
+    monkeypatch: Patch,
+) -> None:
+    fault = m.Fault(kind="NoSpaceError", message="full", side="target")
+
+    async with serving(lambda asked: reply(asked, fault, status="507 No"), monkeypatch) as client:
+        line, threads = Join(address=client.head.address, token=client.token).line(), Threads(1)
+        other = open_joined(line, threads=threads, max_requests=1, clock=FakeClock())
+        with pytest.raises(NoSpaceError) as caught:
+            await other.read_header("tree")
+        await other.aclose()
+        threads.close()
+
+    assert caught.value.side == "source"
+
+
 # -- time
 
 
@@ -368,6 +386,22 @@ async def test_a_fifo_in_the_place_of_a_token_holds_nobody_up(monkeypatch: Patch
     with anyio.fail_after(10), pytest.raises(ConfigError, match="no join string"):
         await to_thread.run_sync(find_access, "127.0.0.1:7", False)
     await to_thread.run_sync(path.unlink)
+
+
+@pytest.mark.parametrize("address", ["..", "10.0.0.5", "10.0.0.5:", ":7420", "10.0.0.5:http"])
+async def test_an_address_without_a_port_is_named_before_a_token_is_looked_for(
+    address: str,
+) -> None:
+    with pytest.raises(ConfigError, match=r"the address of a head is HOST:PORT, which .* is not"):
+        await to_thread.run_sync(find_access, address, True)
+
+
+async def test_a_directory_in_the_place_of_a_token_is_named() -> None:
+    path = joined_file("127.0.0.1:7")
+    await to_thread.run_sync(lambda: path.mkdir(parents=True))
+    with pytest.raises(ConfigError, match=r"Is a directory; join the head again"):
+        await to_thread.run_sync(find_access, "127.0.0.1:7", False)
+    await to_thread.run_sync(path.rmdir)
 
 
 async def test_a_token_that_may_not_do_that_is_not_shown_again(monkeypatch: Patch) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from asyncsync.concurrency import Threads, beside
-from asyncsync.errors import ConfigError, TransientError
+from asyncsync.errors import ConfigError, RefusedError, TransientError
 from asyncsync.events import ignore
 from asyncsync.location import Location
 from asyncsync.storage import Stores
@@ -94,6 +94,14 @@ async def test_a_head_is_not_asked_before_it_is_needed(stores: Stores, scheme: s
     assert tree == "exp/a"
     with pytest.raises(ConfigError, match="asyncsync join"):
         await trees.read_manifest(tree)
+
+
+@pytest.mark.parametrize("tree", ["a b", "ckpt?x=1", "\udcff", ".hidden"])
+async def test_a_name_that_no_head_takes_is_refused_before_one_is_asked(
+    stores: Stores, tree: str
+) -> None:
+    with pytest.raises(RefusedError, match="choose another name"):
+        await stores.open(Location.parse(f"peer://host:7070/exp/{tree}"), ignore)
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,12 @@ def find_access(address: str, secure: bool, environ: Mapping[str, str] = os.envi
     """What lets us in at a head.
 
     Raises:
-        ConfigError: nothing does, or it is for another head, or it may be read by others.
+        ConfigError: nothing does, or it is for another head, or it may be read by others; or that
+            is no address.
     """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ConfigError(f"the address of a head is HOST:PORT, which {quote(address)} is not")
     join, authority, path = _from_environment(environ), "", None
     if join is None or join.address != address:
         path = joined_file(address, environ)
@@ -97,20 +101,21 @@ def _from_environment(environ: Mapping[str, str]) -> Join | None:
 
 
 def _from_file(path: Path, address: str) -> tuple[Join, str]:
+    # A fifo of that name must not hold up whoever opens it.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        # A fifo of that name must not hold up whoever opens it.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise ConfigError(f"{quote(str(path))} may be read by others; chmod 600 it")
+            text = file.read(_MAX_BYTES).decode("ascii", "replace")
     except FileNotFoundError:
         raise ConfigError(
-            f"no token for the head at {quote(address)}; run `asyncsync join` with the line that "
-            f"`asyncsync head --token` prints there, or set {VARIABLE} to it"
+            f"no token for the head at {quote(address)} in {quote(str(path.parent))}; run "
+            "`asyncsync join` with the line that `asyncsync head --token` prints there, or set "
+            f"{VARIABLE} to it"
         ) from None
     except OSError as exc:
         raise ConfigError(f"{quote(str(path))}: {exc.strerror}; join the head again") from exc
-    with os.fdopen(fd, "rb") as file:
-        if os.fstat(fd).st_mode & 0o077:
-            raise ConfigError(f"{quote(str(path))} may be read by others; chmod 600 it")
-        text = file.read(_MAX_BYTES).decode("ascii", "replace")
     line, _, authority = text.partition("\n")
     join = Join.parse(Secret(line))
     if join.address != address:
