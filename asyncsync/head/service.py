@@ -11,7 +11,7 @@ from functools import partial
 
 from ..clock import Clock
 from ..concurrency import Threads, beside
-from ..errors import ConfigError, quote
+from ..errors import AsyncSyncError, ConfigError, quote
 from ..location import Location
 from ..peer import Certificates, PeerServer, server_context
 from ..secrets import Secret
@@ -27,8 +27,7 @@ __all__ = ["Service", "join_address", "join_string", "serve", "split_address"]
 _Stamp = tuple[int, int]
 
 _LOOK_S = 1.0
-_DAY_S = 24 * 3600.0
-_EARLIER_S = 30 * _DAY_S  # a certificate that ends within that time is made anew
+_LOOK_AT_CERTIFICATES_S = 3600.0  # by seconds that pass: a wall clock that jumps goes back, too
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -149,6 +148,7 @@ class _Fresh:
     ) -> None:
         self._server, self._state, self._threads = server, state, threads
         self._clock, self._listen = clock, listen
+        self._failure = ""  # why the keys could not be read the last time
 
     async def keep(
         self,
@@ -158,24 +158,30 @@ class _Fresh:
         tls: ssl.SSLContext | None,
     ) -> None:
         """Look again and again; ends by cancellation."""
-        renew_at = made.expires_at - _EARLIER_S if made else None
+        looked_at = self._clock.monotonic()
         while True:
             await self._clock.sleep(_LOOK_S)
-            now = await self._threads.run(_stamp, self._state)
-            if now != seen:
-                seen = now
-                await self._take_keys()
-            if made is not None and renew_at is not None and self._clock.now() >= renew_at:
-                renew_at = self._clock.now() + _DAY_S
+            seen = await self._take_keys(seen)
+            now = self._clock.monotonic()
+            if made is not None and now - looked_at >= _LOOK_AT_CERTIFICATES_S:
+                looked_at = now
                 made = await self._take_certificate(names, made, tls)
 
-    async def _take_keys(self) -> None:
+    async def _take_keys(self, seen: _Stamp | None) -> _Stamp | None:
+        """The stamp of the keys in use. What cannot be read is tried again, and told once."""
         try:
+            now = await self._threads.run(_stamp, self._state)
+            if now == seen:
+                return seen
             self._server.use_keys(await self._threads.run(self._state.keys))
-        except ConfigError as exc:
-            self._listen(Renewed(reason=f"still with the keys it had: {exc}"))
-        else:
-            self._listen(Renewed(reason="its keys, and what is revoked, were read again"))
+        except AsyncSyncError as exc:
+            if str(exc) != self._failure:
+                self._listen(Renewed(reason=f"still with the keys it had: {exc}"))
+            self._failure = str(exc)
+            return seen
+        self._failure = ""
+        self._listen(Renewed(reason="its keys, and what is revoked, were read again"))
+        return now
 
     async def _take_certificate(
         self, names: list[str], made: Certificates, tls: ssl.SSLContext | None
@@ -185,11 +191,12 @@ class _Fresh:
             certificates = partial(self._state.certificates, names, now=self._clock.now())
             found = await self._threads.run(certificates)
             await self._threads.run(tls.load_cert_chain, found.file)
-        except (ConfigError, OSError) as exc:
+        except (AsyncSyncError, OSError) as exc:
             self._listen(Renewed(reason=f"still with the certificate it had: {exc}"))
             return made
         if found.expires_at == made.expires_at:
             return made
+        self._server.use_authority(found.authority)
         other = found.fingerprint != made.fingerprint
         again = ", of another CA: every worker has to join again" if other else ""
         self._listen(Renewed(reason=f"another certificate is in use{again}"))

@@ -83,7 +83,7 @@ class Head:
     root: str
     run: str
     readonly: bool
-    authority: bytes
+    authority: Callable[[], str]
     renew: Callable[[Secret], Secret]
 
     @property

@@ -207,7 +207,7 @@ class PeerServer:
             root=root,
             run=self._run,
             readonly=self._readonly,
-            authority=self._authority.encode(),
+            authority=lambda: self._authority,
             renew=lambda token: self._guard.keys.renew(token, self._clock.now()),
         )
         group.start_soon(bodies.watch)
@@ -299,6 +299,10 @@ class PeerServer:
     def use_keys(self, keys: KeyRing) -> None:
         """Make and verify tokens by these from now on."""
         self._guard.keys = keys
+
+    def use_authority(self, authority: str) -> None:
+        """Tell workers of this CA from now on: it has issued what `tls` shows by now."""
+        self._authority = authority
 
 
 def _alone(error: BaseException) -> BaseException:

@@ -60,7 +60,7 @@ async def renew(head: Head, call: Call) -> Answer:
 
 async def authority(head: Head, call: Call) -> Answer:
     del call
-    return Answer(head.authority)
+    return Answer(head.authority().encode())
 
 
 async def manifest(head: Head, call: Call) -> Answer:

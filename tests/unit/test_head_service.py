@@ -14,7 +14,7 @@ from anyio.streams.tls import TLSAttribute
 
 from asyncsync.clock import SystemClock
 from asyncsync.concurrency import Threads
-from asyncsync.errors import AccessDeniedError, ConfigError
+from asyncsync.errors import AccessDeniedError, ConfigError, StalledError
 from asyncsync.head import (
     HeadEvent,
     Listening,
@@ -29,6 +29,7 @@ from asyncsync.head import (
 from asyncsync.storage.peer import join_head
 from asyncsync.wire.claims import WORKER
 from asyncsync.wire.joining import Join
+from asyncsync.wire.tokens import KeyRing
 
 pytestmark = pytest.mark.one_loop
 
@@ -39,11 +40,19 @@ class Ticking(SystemClock):
     """A clock whose wall time and whose seconds the test moves."""
 
     def __init__(self, start: float) -> None:
-        self.time = start
+        self.time, self.passed_s = start, 0.0
         self._second, self._asleep = anyio.Event(), anyio.Event()
 
     def now(self) -> float:
         return self.time
+
+    def monotonic(self) -> float:
+        return self.passed_s
+
+    def go_on(self, seconds: float) -> None:
+        """So much passes on both clocks, and nobody wakes."""
+        self.time += seconds
+        self.passed_s += seconds
 
     async def sleep(self, seconds: float) -> None:
         if seconds != 1.0:
@@ -156,11 +165,37 @@ async def test_a_damaged_key_is_told_and_the_one_before_stays_in_use(plain: Runn
     assert event.reason.startswith("still with the keys it had: key file ")
 
 
+@pytest.mark.parametrize("error", [ConfigError("no descriptor is left"), StalledError("no answer")])
+async def test_what_is_revoked_is_taken_up_as_soon_as_the_file_can_be_read(
+    plain: Running, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    read, failures = State.keys, [error, error]
+
+    def keys(state: State) -> KeyRing:
+        if failures:
+            raise failures.pop()
+        return read(state)
+
+    async with plain.serving() as settings:
+        await in_thread(lambda: plain.state.rotate(now=plain.clock.now(), overlap_s=0))
+        monkeypatch.setattr(State, "keys", keys)
+        for _ in range(3):
+            await plain.clock.tick()
+        await plain.heard.until(3)
+        await plain.joins(settings)
+
+    reasons = [event.reason for event in plain.heard if isinstance(event, Renewed)]
+    assert reasons == [
+        f"still with the keys it had: {error}",
+        "its keys, and what is revoked, were read again",
+    ]
+
+
 async def test_a_certificate_is_renewed_a_month_before_it_ends(secure: Running) -> None:
     async with secure.serving() as settings:
         first = await shown_by(settings)
         await secure.clock.tick()
-        secure.clock.time += 61 * DAY_S
+        secure.clock.go_on(61 * DAY_S)
         await secure.clock.tick()
         event = await secure.heard.until(2)
         second = await shown_by(settings)
@@ -184,13 +219,34 @@ async def shown_by(settings: Settings) -> bytes:
 
 
 async def test_the_end_of_the_authority_is_told_to_whoever_runs_the_head(secure: Running) -> None:
-    async with secure.serving():
-        secure.clock.time += 340 * DAY_S
+    secure.clock.time -= 340 * DAY_S
+    async with secure.serving() as settings:
+        await secure.clock.tick()
+        secure.clock.go_on(340 * DAY_S)
         await secure.clock.tick()
         event = await secure.heard.until(2)
+        await secure.joins(settings)
 
     assert isinstance(event, Renewed)
     assert event.reason.endswith("of another CA: every worker has to join again")
+
+
+async def test_a_wall_clock_that_was_wrong_for_a_while_leaves_no_wrong_certificate(
+    secure: Running,
+) -> None:
+    async with secure.serving() as settings:
+        await secure.clock.tick()
+        secure.clock.time += 100 * DAY_S
+        secure.clock.passed_s += 3600
+        await secure.clock.tick()
+        await secure.heard.until(2)
+        with pytest.raises(ConfigError, match="not yet valid"):
+            await secure.joins(settings)
+        secure.clock.time -= 100 * DAY_S
+        secure.clock.passed_s += 3600
+        await secure.clock.tick()
+        await secure.heard.until(3)
+        await secure.joins(settings)
 
 
 async def test_how_it_is_reached_is_remembered(secure: Running) -> None:
