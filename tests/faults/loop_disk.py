@@ -42,6 +42,11 @@ class LoopDisk:
             stack.callback(_run, "losetup", "--detach", self._device)
             self.path.mkdir()
             stack.callback(self.path.rmdir)
+            # Shared, or the disk would stay mounted, and its power on, wherever a program was given
+            # mounts of its own meanwhile, as `ip netns exec` does.
+            _run("mount", "--bind", str(self.path), str(self.path))
+            stack.callback(self._unmount)
+            _run("mount", "--make-shared", str(self.path))
             self._mount()
             stack.callback(self._unmount)
             self._undo = stack.pop_all()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from shutil import rmtree
+from subprocess import PIPE, Popen
 from tempfile import mkdtemp
 from unittest import mock
 
@@ -74,6 +75,19 @@ def _cut_once(killer: Killer, disk: LoopDisk, name: str, call: str, number: int)
     assert_tidy(base, scenario.after)
     rmtree(base)
     return outcome.killed
+
+
+def test_the_power_is_cut_also_for_programs_that_see_the_disk_elsewhere(disk: LoopDisk) -> None:
+    """`ip netns exec` gives a program mounts of its own, in which a disk could stay mounted."""
+    command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", "echo ready; cat"]
+    with Popen(command, stdin=PIPE, stdout=PIPE) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"ready\n"
+        (disk.path / "lost").write_bytes(b"not flushed")
+        disk.cut_power()
+
+        assert not (disk.path / "lost").exists()
+        program.communicate()
 
 
 def test_a_commit_that_flushes_nothing_does_not_survive_the_power_cut(disk: LoopDisk) -> None:
