@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
@@ -151,21 +152,21 @@ class Stores:
         await self.open(location, ignore)
         return cast("Turns", self._open[location.scheme, location.authority, frozenset()])
 
-    async def joined(self, line: Secret, observe: Observer) -> TreeStore:
-        """The store of another node, by its join string; closed with the others.
+    @asynccontextmanager
+    async def joined(self, line: Secret, observe: Observer) -> AsyncIterator[TreeStore]:
+        """The store of another node, by its join string, for the length of the block.
 
         Raises:
             ConfigError: it is none.
         """
-        key = ("joined", line.reveal(), frozenset[tuple[str, str]]())
-        async with self._turn:
-            if key not in self._open:
-                make = await self._threads.run(_load, "peer", _JOINED)
-                self._open[key] = make(
-                    line, threads=self._threads, max_requests=self._max_requests, clock=self._clock
-                )
-        equip = _Equip(self._clock, self._max_requests, observe, _BRIEF)
-        return equip(self._open[key], self._rate)
+        make = await self._threads.run(_load, "peer", _JOINED)
+        trees = make(
+            line, threads=self._threads, max_requests=self._max_requests, clock=self._clock
+        )
+        try:
+            yield _Equip(self._clock, self._max_requests, observe, _BRIEF)(trees, self._rate)
+        finally:
+            await trees.aclose()
 
     async def _connect(self, location: Location) -> TreeStore:
         if location.scheme in _PEERS:

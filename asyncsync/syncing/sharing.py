@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 
 from ..clock import Clock
 from ..concurrency import beside, quietly
@@ -28,7 +28,7 @@ class SharedRead:
         tree, identity: the commit.
         origin: the store of that head.
         share: how others read it here then; None: they cannot.
-        joined: the store behind a join string.
+        joined: opens the store behind a join string.
         read: reads the commit from a store, and nothing else if another one is there.
     """
 
@@ -39,7 +39,7 @@ class SharedRead:
         identity: str,
         origin: TreeStore,
         share: Share | None,
-        joined: Callable[[Secret], Awaitable[TreeStore]],
+        joined: Callable[[Secret], AbstractAsyncContextManager[TreeStore]],
         read: Callable[[TreeStore, str], Awaitable[Receipt]],
         *,
         clock: Clock,
@@ -79,7 +79,8 @@ class SharedRead:
     async def _read_at(self, turn: Turn) -> Receipt:
         if not turn.line:
             return await self._read(self._origin, self._tree)
-        return await self._read(await self._joined(Secret(turn.line)), turn.held)
+        async with self._joined(Secret(turn.line)) as holder:
+            return await self._read(holder, turn.held)
 
     async def _keep_alive(self) -> None:
         while True:

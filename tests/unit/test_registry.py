@@ -16,6 +16,9 @@ from asyncsync.storage.registry import check_scheme
 from asyncsync.storage.retrying import RetryBudget
 from asyncsync.storage.trees import Glance
 from asyncsync.testing import FakeClock
+from asyncsync.wire.claims import Claims
+from asyncsync.wire.joining import Join
+from asyncsync.wire.tokens import HeadKey, KeyRing
 
 
 @pytest.fixture
@@ -94,6 +97,26 @@ async def test_a_head_is_not_asked_before_it_is_needed(stores: Stores, scheme: s
     assert tree == "exp/a"
     with pytest.raises(ConfigError, match="asyncsync join"):
         await trees.read_manifest(tree)
+
+
+async def test_another_node_is_let_go_of_when_it_has_been_read(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = list[PeerTrees]()
+
+    async def aclose(self: PeerTrees) -> None:
+        closed.append(self)
+
+    monkeypatch.setattr(PeerTrees, "aclose", aclose)
+    token = KeyRing((HeadKey.new(),)).mint(Claims.new("", now=0.0))
+    line = Join(address="127.0.0.1:9", token=token).line()
+    with pytest.raises(TransientError):
+        async with stores.joined(line, ignore):
+            assert not closed
+            raise TransientError("it is gone")
+
+    assert len(closed) == 1
+    assert not stores.connected
 
 
 @pytest.mark.parametrize("tree", ["a b", "ckpt?x=1", "\udcff", ".hidden"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -68,8 +69,9 @@ class Reader:
         self._steps, self.clock, self.heard = list(steps), FakeClock(), list[Event]()
         store: Any = None
 
-        async def joined(line: Any) -> Any:
-            return store
+        @asynccontextmanager
+        async def joined(line: Any) -> AsyncIterator[Any]:
+            yield store
 
         self.read = SharedRead(
             head,
