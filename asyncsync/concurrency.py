@@ -179,7 +179,7 @@ class ByteBudget(Budget):
 
 
 async def each_bounded(
-    limit: int, items: Iterable[T], action: Callable[[T], Awaitable[None]]
+    limit: int, items: Iterable[T], action: Callable[[T], Awaitable[object]]
 ) -> None:
     """Run `action(item)` for every item, at most `limit` tasks alive.
 
@@ -208,7 +208,7 @@ async def each_bounded(
 
 
 async def each(
-    items: Iterable[T], action: Callable[[T], Awaitable[None]], *, limit: int = _FEW
+    items: Iterable[T], action: Callable[[T], Awaitable[object]], *, limit: int = _FEW
 ) -> None:
     """Run `action(item)` for every item, a few at a time; raises the first failure itself."""
     try:

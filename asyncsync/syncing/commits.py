@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..concurrency import each
 from ..errors import (
     BusyError,
     CorruptedError,
@@ -16,7 +17,7 @@ from ..errors import (
 from ..events import Observer, Skipped
 from ..location import Location
 from ..manifest import Header, Kind
-from ..storage import TreeCapabilities, TreeStore
+from ..storage import Sighting, TreeCapabilities, TreeStore
 from ..transfer import Engine, Inspected, Tally
 from .decisions import step_of
 
@@ -127,9 +128,15 @@ async def find_commits(store: TreeStore, location: Location, tree: str) -> list[
     Raises:
         NotFoundError: there is nothing at all.
     """
-    found = [await read_commit(store, location, tree, each.tree) async for each in store.find(tree)]
-    there = [commit for commit in found if commit is not None]
-    return sorted(there, key=lambda commit: commit.order, reverse=True)
+    found: list[Commit] = []
+
+    async def read(sighting: Sighting) -> None:
+        commit = await read_commit(store, location, tree, sighting.tree)
+        if commit is not None:
+            found.append(commit)
+
+    await each([sighting async for sighting in store.find(tree)], read)
+    return sorted(found, key=lambda commit: commit.order, reverse=True)
 
 
 async def read_commit(store: TreeStore, location: Location, tree: str, found: str) -> Commit | None:

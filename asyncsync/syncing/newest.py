@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
 
+from ..concurrency import each
 from ..errors import CorruptedError, IntegrityError, NotFoundError
 from ..location import Location
 from ..storage import Sighting, TreeStore
@@ -99,8 +100,7 @@ class _Search:
         self._found: dict[Sighting, Commit | None] = {}
 
     async def run(self) -> _Memory:
-        for sighting in await self._list():
-            await self._read(sighting)
+        await each(await self._list(), self._read)
         commits = {self._path(s): commit for s, commit in self._found.items() if commit}
         newest = await self._newest(commits)
         read = {s: c for s, c in self._found.items() if c and c.damaged is None and s.tag}

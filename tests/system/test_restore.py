@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import anyio
 import pytest
 
 import asyncsync
@@ -12,6 +13,7 @@ from asyncsync.errors import FormatError, IntegrityError, NotFoundError
 from asyncsync.events import FellBack
 from asyncsync.manifest import Header, Manifest, encode
 from asyncsync.names import MANIFEST, new_attempt
+from asyncsync.storage.local import LocalTrees
 
 from .trees import Events, content, disk, make
 
@@ -289,3 +291,32 @@ async def test_a_damaged_step_that_was_asked_for_has_no_substitute(
         await asyncsync.restore(store, back, step=2, fallback=True)
 
     assert not back.exists()
+
+
+# ---------------------------------------------------------------- many of them
+
+
+@pytest.mark.parametrize("look", ["commits", "latest"])
+async def test_the_headers_of_many_commits_are_asked_for_several_at_a_time(
+    tmp_path: Path, store: Path, look: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(8):
+        await _commit(tmp_path, store / f"ckpt_{step}")
+    read, asked, all_asked = LocalTrees.read_header, 0, anyio.Event()
+
+    async def together(self: LocalTrees, tree: str) -> Header:
+        nonlocal asked
+        asked += 1
+        if asked == 8:
+            all_asked.set()
+        await all_asked.wait()
+        return await read(self, tree)
+
+    monkeypatch.setattr(LocalTrees, "read_header", together)
+    with anyio.fail_after(10):
+        if look == "commits":
+            assert await _names(store) == [f"ckpt_{step}" for step in reversed(range(8))]
+        else:
+            newest = await asyncsync.latest(store)
+            assert newest is not None
+            assert newest.step == 7
