@@ -128,7 +128,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FellBack:
-    """The newest commit was damaged and an older one is used, because the caller allowed it."""
+    """What was to be read is damaged, or not given: another copy of it is used instead.
+
+    Or, because the caller allowed it, the commit before it.
+    """
 
     damaged: str
     used: str

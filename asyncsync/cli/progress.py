@@ -279,7 +279,7 @@ def _warning(event: Event) -> str:
             return f"warning: {quote(event.where)}: {event.reason}"
         case FellBack():
             return (
-                f"{quote(event.damaged)} is damaged ({event.reason}); "
+                f"{quote(event.damaged)} is of no use ({event.reason}); "
                 f"{quote(event.used)} is used instead"
             )
         case _:

@@ -351,9 +351,11 @@ class LoopSyncer:
             request = DownloadRequest.of(commit.location, local_dir, exclude, include, False)
             return await self._fetch(request, Share(**turns) if turns else None, observe, patient)
 
-        return await Restore(remote, places, self._find, fetch, observe).run(
-            step, fallback=fallback
-        )
+        async def restore() -> Receipt:
+            one = Restore(remote, places, self._find, fetch, observe)
+            return await one.run(step, fallback=fallback)
+
+        return await self._bounded("restore", remote, restore, observe)
 
     async def probe(self, remote_dir: Path) -> ProbeReport:
         remote = Location.parse(remote_dir)

@@ -9,11 +9,13 @@ import anyio
 import pytest
 
 import asyncsync
-from asyncsync.errors import FormatError, IntegrityError, NotFoundError
+from asyncsync import StorageSyncer
+from asyncsync.errors import DeadlineError, FormatError, IntegrityError, NotFoundError
 from asyncsync.events import FellBack
 from asyncsync.manifest import Header, Manifest, encode
 from asyncsync.names import MANIFEST, new_attempt
 from asyncsync.storage.local import LocalTrees
+from asyncsync.syncing.download import Download
 
 from .trees import Events, content, disk, make
 
@@ -320,3 +322,25 @@ async def test_the_headers_of_many_commits_are_asked_for_several_at_a_time(
             newest = await asyncsync.latest(store)
             assert newest is not None
             assert newest.step == 7
+
+
+# ---------------------------------------------------------------- within a time
+
+
+async def test_the_time_that_is_over_is_that_of_all_places_together(
+    tmp_path: Path, store: Path, back: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (store, tmp_path / "copy"):
+        await _commit(tmp_path, place / "ckpt_1")
+    tried = list[object]()
+
+    async def run(download: Download) -> None:
+        tried.append(download)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(Download, "run", run)
+    async with StorageSyncer(isolation="loop", sync_timeout=0.2) as syncer:
+        with pytest.raises(DeadlineError, match=r"restore .*store: not finished within 0.2 s"):
+            await syncer.restore(store, back, copies=[tmp_path / "copy"])
+
+    assert len(tried) <= 1  # on a slow machine it is over before
