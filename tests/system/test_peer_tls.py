@@ -215,6 +215,36 @@ async def test_a_worker_that_joined_without_tls_learns_nothing_from_a_head_with(
     assert worker.token.reveal() not in str(caught.value)
 
 
+async def test_a_head_that_was_set_up_anew_is_joined_again_without_a_restart(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    shown, another = await to_thread.run_sync(
+        lambda: (_issued(tmp_path, ["127.0.0.1"]), Pair.make_authority(NOW))
+    )
+    authority = shown.authority
+
+    def script(asked: Asked) -> bytes:
+        body = authority.encode() if asked.method == "GET" else m.Seen(tag="", names=[])
+        return reply(asked, body, Connection="close")
+
+    threads = Threads(2)
+    async with ScriptedHead(script, tls=shown.context) as head:
+        _join(head.address, fingerprint_of(authority), monkeypatch)
+        store = open_trees(head.address, secure=True, threads=threads, max_requests=2)
+        await store.glance("tree")
+        (tmp_path / "another.pem").write_bytes(another.issue(["127.0.0.1"], NOW).pem())
+        shown.context.load_cert_chain(tmp_path / "another.pem")
+        authority = another.certificate_pem()
+        with pytest.raises(ConfigError, match=r"is not trusted .*take a new join string"):
+            await store.glance("tree")
+        worker = _join(head.address, fingerprint_of(authority), monkeypatch)
+        await store.glance("tree")
+        await store.aclose()
+    threads.close()
+
+    assert head.asked[-1].headers["authorization"] == f"Bearer {worker.token.reveal()}"
+
+
 async def test_a_head_answers_nobody_who_speaks_tls_1_1(tmp_path: Path) -> None:
     shown = await to_thread.run_sync(lambda: _issued(tmp_path, ["127.0.0.1"]))
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -14,6 +14,7 @@ from ...clock import Clock, SystemClock
 from ...concurrency import Threads
 from ...errors import (
     AsyncSyncError,
+    ConfigError,
     FormatError,
     PermanentError,
     RefusedError,
@@ -169,12 +170,12 @@ class Link:
             opened = await self._renew(opened)
         try:
             return await self._once(opened, name, data, what, session, blob, headers, into)
-        except UnauthorizedError:
-            # The token may have been changed for another one since it was read.
+        except (UnauthorizedError, ConfigError):
+            # The token, or the head's CA, may have been changed for another since it was read.
             found = await self._look()
-            if found.token == opened.access.token:
+            if found == opened.access:
                 raise
-            opened = self._use(_with(opened, found))
+            opened = await self._changed(opened, found)
         return await self._once(opened, name, data, what, session, blob, headers, into)
 
     async def _once(
@@ -257,17 +258,28 @@ class Link:
     async def _open(self) -> _Opened:
         async with self._turn:
             if self._opened is None:
-                access = await self._look()
-                context = await self._context(access)
-                advice = f"take a new join string from the head at {self._authority}"
-                http = Http(
-                    max_connections=min(self._max_requests, _MAX_CONNECTIONS),
-                    stall_s=_STALL_S,
-                    direct=Direct(context, advice),
-                )
-                await http.open(self._threads)
-                self._opened = _with(_Opened(http, access, 0.0), access)
+                self._opened = await self._connected(await self._look())
         return self._opened
+
+    async def _connected(self, access: Access) -> _Opened:
+        advice = f"take a new join string from the head at {self._authority}"
+        http = Http(
+            max_connections=min(self._max_requests, _MAX_CONNECTIONS),
+            stall_s=_STALL_S,
+            direct=Direct(await self._context(access), advice),
+        )
+        await http.open(self._threads)
+        return _with(_Opened(http, access, 0.0), access)
+
+    async def _changed(self, opened: _Opened, access: Access) -> _Opened:
+        """What is used once the head has been joined anew."""
+        if access.fingerprint == opened.access.fingerprint:
+            return self._use(_with(opened, access))
+        async with self._turn:
+            if self._opened is opened:  # else another task has done that, or it was closed
+                self._opened = await self._connected(access)
+                await opened.http.aclose()
+        return self._opened or opened
 
     def _use(self, opened: _Opened) -> _Opened:
         if self._opened is not None:  # else it has been closed meanwhile
