@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -233,6 +235,22 @@ def test_several_loops_in_several_threads_share_one(
     run(4)
 
     assert receipts == [3] * 5
+
+
+def test_a_loop_that_has_ended_is_forgotten(apart: Isolation, source: Path, tmp_path: Path) -> None:
+    syncer = StorageSyncer(isolation=apart)
+    loops = list[weakref.ref[asyncio.AbstractEventLoop]]()
+
+    async def sync() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await syncer.sync_up(source, tmp_path / "to")
+
+    for _ in range(3):  # a program may run one for every call, for weeks
+        asyncio.run(sync())
+    asyncio.run(syncer.aclose())
+    gc.collect()
+
+    assert [loop() for loop in loops[:-1]] == [None, None]
 
 
 # -- what cannot be

@@ -288,6 +288,7 @@ class Client:
 
     async def _connection(self) -> _Connection:
         self._check_open()
+        self._forget_loops()
         loop = asyncio.get_running_loop()
         async with self._connecting.setdefault(loop, anyio.Lock()):
             connection = self._connections.get(loop)
@@ -305,6 +306,12 @@ class Client:
             _PARENTS.append((self._connections, self._guards))
             self._connections, self._guards, self._connecting = {}, {}, {}
             self._program = os.getpid()
+
+    def _forget_loops(self) -> None:
+        """A program may run one for every call; with its loop, a connection has ended."""
+        for loop in [one for one in list(self._connecting) if one.is_closed()]:
+            for kept in (self._connections, self._guards, self._connecting):
+                kept.pop(loop, None)
 
     async def _connect(self) -> _Connection:
         for _ in range(2):  # one may leave at the very moment in which we come
