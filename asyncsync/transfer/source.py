@@ -155,8 +155,7 @@ class Directory:
 
     async def read_many(self, files: Sequence[SourceFile]) -> list[Piece | Moving]:
         """Whole small files, in order; a Moving where one changed."""
-        with os_errors("source", self.path):
-            return await self._threads.run(self._read_many, files)
+        return await self._threads.run(self._read_many, files)
 
     async def read(self, file: SourceFile, number: int, into: memoryview | None = None) -> Piece:
         """Chunk `number` of a file, put into `into` when that is given.
@@ -234,6 +233,9 @@ class Directory:
                 found.append(self._read_confirmed(file))
             except Moving as moving:
                 found.append(moving)
+            except OSError:
+                with os_errors("source", f"{self.path}/{file.path}"):
+                    raise
         return found
 
     def _read_confirmed(self, file: SourceFile) -> Piece:

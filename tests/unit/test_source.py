@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from asyncsync.digest import CHUNK_BYTES, digest, zeros_digest
 from asyncsync.errors import (
     AccessDeniedError,
     ConfigError,
+    DeviceError,
     NotFoundError,
     RefusedError,
     SourceChangedError,
@@ -333,6 +335,19 @@ async def test_whole_files_come_with_their_digests_in_the_order_asked_for(
 
     read = [(bytes(p.block.data), p.digest) for p in pieces if isinstance(p, Piece)]
     assert read == [(data, digest(data)) for data in (b"two", b"", b"1")]
+
+
+async def test_a_small_file_that_cannot_be_read_is_named(
+    tree: Path, sealed: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = (await sealed.scan(EVERYTHING)).files
+
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(pieces, "read_at", broken)
+    with pytest.raises(DeviceError, match=f"source {tree}/d/b: Input/output error"):
+        await sealed.read_many([files["d/b"]])
 
 
 async def test_a_large_file_is_read_by_chunks(tree: Path, sealed: Directory) -> None:
