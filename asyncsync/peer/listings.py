@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -77,6 +78,19 @@ class Loan:
         size_bytes = files * FILE_BYTES + name_bytes
         self._ledger.take(self._owner, size_bytes, self._size_bytes)
         self._size_bytes += size_bytes
+
+    @contextmanager
+    def growing(self, files: int, name_bytes: int = 0) -> Iterator[None]:
+        """Grow by so many files, unless the block fails."""
+        before = self._size_bytes
+        self.grow(files, name_bytes)
+        more = self._size_bytes - before
+        try:
+            yield
+        except BaseException:
+            self._ledger.give_back(self._owner, more)
+            self._size_bytes -= more
+            raise
 
     def share(self) -> Self:
         """The same room, for one more who leaves it."""

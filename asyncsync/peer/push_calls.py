@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from aiohttp import web
 
 from ..digest import CHUNK_BYTES, Hasher, chunk_count, digest
 from ..errors import (
+    AsyncSyncError,
     FormatError,
     IntegrityError,
-    NoSpaceError,
     NotFoundError,
     RefusedError,
     SlowDownError,
+    TransientError,
 )
 from ..manifest import Header, decode
 from ..storage import Block, Intent, NewFile, Stored
 from ..units import KIB, MIB
 from ..wire import messages as m
+from ..wire.failures import WorkingError
 from ..wire.framing import extents_of, split_batch
 from ..wire.limits import Limits
 from .bodies import length_of, split_lines
@@ -56,9 +57,8 @@ async def begin(head: Head, call: Call) -> Answer:
             tree, intent, planned = await _plan(head, call, length, loan)
         push = Push(tree, call.claims.id, head.clock, replace(intent, files=planned), planned)
         push.loan = loan
-        await _reserve(head, call, planned, push.size_bytes)
         # Also who began meanwhile: the same attempt, whose answer was lost before it was given.
-        await _take_over(head, call, tree, intent)
+        await _reserve(head, call, planned, before=lambda: _take_over(head, call, tree, intent))
         try:
             await head.pushes.begin(push)
         except SlowDownError:  # it was never open
@@ -67,23 +67,41 @@ async def begin(head: Head, call: Call) -> Answer:
     return answer(m.Begun(session=push.number, resumes=push.resumes))
 
 
-async def _reserve(head: Head, call: Call, more: Sequence[NewFile], total_bytes: int) -> None:
+async def _nothing() -> None:
+    """There is nothing to wait for."""
+
+
+async def _reserve(
+    head: Head,
+    call: Call,
+    more: Sequence[NewFile],
+    push: Push | None = None,
+    before: Callable[[], Awaitable[None]] = _nothing,
+) -> None:
     """Refuse what is announced, unless there is room for it beside everything else.
 
     Args:
-        total_bytes: of the push, with `more`.
+        push: what it is added to.
+        before: is awaited before it is compared with what others have announced.
     """
-    most, size_bytes = head.limits.max_push_bytes, sum(file.size_bytes for file in more)
-    if most is not None and total_bytes > most:
-        raise RefusedError(f"a push of {total_bytes} bytes; {most} is the limit here")
+    size_bytes = sum(file.size_bytes for file in more)
     room = await head.space.room()
     await head.quotas.take(call.claims, len(more), size_bytes)
-    try:  # from here on nobody else has a turn before it counts
+    try:
+        await before()
+        # From here on nobody else has a turn before it counts.
+        _refuse_size(head, size_bytes + (push.size_bytes if push else 0))
         _refuse_files(head, call.claims.id, len(more))
         room.refuse(size_bytes, head.announced_bytes)
-    except (NoSpaceError, SlowDownError):
+    except AsyncSyncError:
         await head.quotas.give_back(call.claims.id, len(more), size_bytes)
         raise
+
+
+def _refuse_size(head: Head, size_bytes: int) -> None:
+    most = head.limits.max_push_bytes
+    if most is not None and size_bytes > most:
+        raise RefusedError(f"a push of {size_bytes} bytes; {most} is the limit here")
 
 
 def _refuse_files(head: Head, owner: str, more: int) -> None:
@@ -94,10 +112,24 @@ def _refuse_files(head: Head, owner: str, more: int) -> None:
 
 
 async def _take_over(head: Head, call: Call, tree: str, to: Intent) -> None:
-    """End the attempts that are over because this one begins."""
-    await head.pushes.fence(
-        partial(_gives_way, tree=tree, owner=call.claims.id, to=to, limits=head.limits)
-    )
+    """End the attempts that are over because this one begins.
+
+    Raises:
+        TransientError: whoever asked for it has hung up; it may have begun again since.
+    """
+    owner, limits = call.claims.id, head.limits
+
+    def over(other: Push) -> bool:
+        _refuse_gone(call)
+        return _gives_way(other, tree, owner, to, limits)
+
+    await head.pushes.fence(over)
+    _refuse_gone(call)
+
+
+def _refuse_gone(call: Call) -> None:
+    if call.request.transport is None:
+        raise TransientError("whoever asked for this has hung up")
 
 
 def _gives_way(other: Push, tree: str, owner: str, to: Intent, limits: Limits) -> bool:
@@ -159,11 +191,16 @@ async def plan(head: Head, call: Call) -> Answer:
     with push:
         asked = await message(head, call, list[m.FileLine])
         more = [new_file(line, head.limits) for line in asked]
-        if len(push.files) + len(more) > head.limits.max_files:
-            raise RefusedError(f"a plan of more than {head.limits.max_files} files")
-        if push.loan is not None:
-            push.loan.grow(len(more), sum(len(file.path) for file in more))
-        await _reserve(head, call, more, push.size_bytes + sum(file.size_bytes for file in more))
+        with push.using():  # what is over has given back all that it had
+            return await _planned(head, call, push, more)
+
+
+async def _planned(head: Head, call: Call, push: Push, more: Sequence[NewFile]) -> Answer:
+    if len(push.files) + len(more) > head.limits.max_files:
+        raise RefusedError(f"a plan of more than {head.limits.max_files} files")
+    assert push.loan is not None, "every push has one"
+    with push.loan.growing(len(more), sum(len(file.path) for file in more)):
+        await _reserve(head, call, more, push)
         return answer(m.Planned(first=push.extend(more)))
 
 
@@ -177,20 +214,36 @@ async def recall(head: Head, call: Call) -> Answer:
             asked.update(data)
             lines, rest = split_lines(rest, data, _MAX_LINE_BYTES)
             for line in lines:
-                held = m.decode(line, m.HeldLine)
-                pairs = zip(held.numbers, map(Stored, held.digests), strict=False)
-                said.setdefault(held.blob, {}).update(pairs)
+                _note_said(said, push, m.decode(line, m.HeldLine))
+        await _refuse_busy(head, push)
         blobs = list(said)
-        wanted = [_within(push.file(blob), said[blob]) for blob in blobs]
+        wanted = [(push.file(blob), said[blob]) for blob in blobs]
         there = await head.pushes.in_time(lambda: push.recall(wanted, asked.hexdigest()))
         held_now = zip(blobs, there, strict=True)
         return answer(m.Held(held=[(blob, sorted(found)) for blob, found in held_now if found]))
 
 
-def _within(file: NewFile, said: Mapping[int, Stored]) -> tuple[NewFile, dict[int, Stored]]:
-    """What is said of a file, without chunks that it does not have."""
-    count = chunk_count(file.size_bytes)
-    return file, {number: stored for number, stored in said.items() if 0 <= number < count}
+def _note_said(said: dict[int, dict[int, Stored]], push: Push, held: m.HeldLine) -> None:
+    """Note what a line says, without chunks that its file does not have: there is no end to them.
+
+    FormatError: there is no such file.
+    """
+    count = chunk_count(push.file(held.blob).size_bytes)
+    chunks = said.setdefault(held.blob, {})
+    for number, found in zip(held.numbers, held.digests, strict=False):
+        if 0 <= number < count:
+            chunks[number] = Stored(found)
+
+
+async def _refuse_busy(head: Head, push: Push) -> None:
+    """Wait for a commit or a recall that is under way: what is asked for is held in memory once.
+
+    Raises:
+        WorkingError: there was one, and its answer is there for whoever asks again.
+    """
+    if push.busy:
+        await head.pushes.in_time(push.idle)
+        raise WorkingError("the head was still at it; ask again")
 
 
 async def write(head: Head, call: Call) -> Answer:
@@ -262,6 +315,7 @@ async def commit(head: Head, call: Call) -> Answer:
         length = length_of(call.request, head.limits.max_manifest_bytes)
         async with call.memory(head, _OBJECTS * length):
             text = await head.bodies.whole(call.request, length)
+            await _refuse_busy(head, push)
             whole = await head.threads.run(lambda: decode(text.splitlines(keepends=True)))
         durability = await head.pushes.in_time(lambda: push.commit(whole))
     if push.intent.group is None:  # else it is a part, which nobody sees yet

@@ -14,6 +14,7 @@ from ..digest import CHUNK_BYTES, chunk_count
 from ..errors import FormatError, IntegrityError, quote
 from ..manifest import Manifest
 from ..storage import Block, Durability, Intent, NewFile, Stored, TreeStore, TreeWriter
+from ..wire.failures import WorkingError
 from .sessions import Session, file_at
 
 __all__ = ["Push"]
@@ -56,8 +57,10 @@ class Push(Session):
         self.left_bytes = self.size_bytes = sum(self.sizes)
         self._digests: dict[str, _Arrived] = {}
         self._moving: set[_Chunk] = set()
+        self._dropping: set[str] = set()
         self._moved = anyio.Event()
-        self._committing, self._recalling = anyio.Lock(), anyio.Lock()
+        self._whole = anyio.Lock()
+        self._failure: Exception | None = None  # of the last that looked at all of it
         self._recalled: tuple[str, list[frozenset[int]]] | None = None
         self._receipt: tuple[str, Durability] | None = None
 
@@ -92,8 +95,9 @@ class Push(Session):
 
     def _arrived(self, file: NewFile, chunk: int, found: str) -> None:
         """A chunk is stored, and has that digest."""
-        self._digests.setdefault(file.path, _Arrived(file.size_bytes))[chunk] = found
-        self.left_bytes -= _chunk_bytes(file.size_bytes, chunk)
+        arrived = self._digests.setdefault(file.path, _Arrived(file.size_bytes))
+        arrived[chunk] = found  # a plan may name a file twice, and with another size
+        self.left_bytes -= _chunk_bytes(arrived.size_bytes, chunk)
 
     def _forget(self, path: str) -> None:
         """Nothing of a file has arrived."""
@@ -102,17 +106,54 @@ class Push(Session):
 
     @asynccontextmanager
     async def _alone(self, chunks: set[_Chunk]) -> AsyncIterator[None]:
-        """Write these; whoever sends one of them again waits, and finds that it has arrived."""
-        while self._moving & chunks:
+        """Write these; whoever sends one of them again waits, and finds that it has arrived.
+
+        Raises:
+            WorkingError: all of it is being looked at; what came now would not be.
+        """
+        paths = {path for path, _ in chunks}
+        while self._moving & chunks or self._dropping & paths:
             await self._moved.wait()
+        self._refuse_busy()
         self._moving |= chunks
         try:
             with self.using():
                 yield
         finally:
             self._moving -= chunks
-            self._moved.set()
-            self._moved = anyio.Event()
+            self._tell_moved()
+
+    def _tell_moved(self) -> None:
+        self._moved.set()
+        self._moved = anyio.Event()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a commit or a recall is under way."""
+        return self._whole.locked()
+
+    def _refuse_busy(self) -> None:
+        if self.busy:
+            raise WorkingError("the head looks at all that has arrived; ask again")
+
+    async def idle(self) -> None:
+        """Wait for the commit or the recall that is under way; raises what it fails with."""
+        async with self._whole:
+            if self._failure is not None:
+                raise self._failure
+
+    @asynccontextmanager
+    async def _all_of_it(self) -> AsyncIterator[None]:
+        """Look at all that has arrived: nothing arrives or goes meanwhile."""
+        async with self._whole:
+            while self._moving or self._dropping:
+                await self._moved.wait()
+            self._failure = None
+            try:
+                yield
+            except Exception as exc:
+                self._failure = exc
+                raise
 
     def _has(self, path: str, chunk: int) -> bool:
         return chunk in self._digests.get(path, ())
@@ -145,9 +186,14 @@ class Push(Session):
 
         Args:
             asked: what differs for other `files`.
+
+        Raises:
+            FormatError: something has arrived already, which would be forgotten.
         """
-        async with self._recalling:
+        async with self._all_of_it():
             if self._recalled is None or self._recalled[0] != asked:
+                if self._digests:
+                    raise FormatError("a recall comes before anything is sent")
                 with self.using():
                     self._recalled = asked, await self.writer.recall(files)
                 for (file, chunks), found in zip(files, self._recalled[1], strict=True):
@@ -157,9 +203,18 @@ class Push(Session):
             return self._recalled[1]
 
     async def discard(self, path: str) -> None:
-        """See `TreeWriter.discard`."""
-        while any(moving == path for moving, _ in self._moving):
+        """See `TreeWriter.discard`. WorkingError: as for what is written."""
+        while path in self._dropping or any(moving == path for moving, _ in self._moving):
             await self._moved.wait()
+        self._refuse_busy()
+        self._dropping.add(path)
+        try:
+            await self._drop(path)
+        finally:
+            self._dropping.remove(path)
+            self._tell_moved()
+
+    async def _drop(self, path: str) -> None:
         with self.using():
             await self.writer.discard(path)
         self._forget(path)
@@ -170,15 +225,15 @@ class Push(Session):
         Raises:
             IntegrityError: files are not what the manifest says; they have to be sent again.
         """
-        async with self._committing:
+        async with self._all_of_it():
             if self._receipt is None:
                 await self._refuse_changed(manifest)
                 with self.using():
                     self._receipt = manifest.identity, await self.writer.commit(manifest)
                 self._over.set()
             identity, durability = self._receipt
-        if identity != manifest.identity:
-            raise FormatError("this push has been committed as something else")
+            if identity != manifest.identity:
+                raise FormatError("this push has been committed as something else")
         await self._ended.wait()
         return durability
 
@@ -198,7 +253,7 @@ class Push(Session):
             ):
                 wrong.append(path)
         for path in wrong:
-            await self.discard(path)
+            await self._drop(path)
         if wrong:
             raise IntegrityError(
                 f"{quote(wrong[0])} did not arrive as it was sent; it has to be sent again",

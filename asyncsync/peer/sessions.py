@@ -17,6 +17,7 @@ from ..storage import NewFile, TreeReader, TreeStore
 from ..wire.failures import GoneError
 from .lasting import in_time
 from .listings import Listing, Loan
+from .mishaps import tell
 
 __all__ = ["Read", "Session", "Sessions", "file_at"]
 
@@ -40,7 +41,7 @@ class Session:
         owner: the id of the token that it was begun with.
         requests: that are being answered.
         touched_at: when the last one ended.
-        failure: how letting go of the tree failed.
+        held: whether the tree was opened.
         loan: room for its list of files, until it is over.
     """
 
@@ -51,8 +52,7 @@ class Session:
         self._over, self._ended = anyio.Event(), anyio.Event()
         self._users, self._unused = 0, anyio.Event()
         self._why: Exception | None = None
-        self._held = False
-        self.failure: Exception | None = None
+        self.held = False
         self.loan: Loan | None = None
 
     def __enter__(self) -> None:
@@ -104,9 +104,9 @@ class Session:
         except (_LeftError, _DroppedError):
             pass  # by which it was told to end
         except Exception as exc:
-            if not self._held:
+            if not self.held:
                 raise
-            self.failure = exc  # what it is told here, whoever began it cannot hear any more
+            tell("the head cannot let go of a tree", exc)  # whoever began it does not hear that
         finally:
             self._over.set()
             self._ended.set()
@@ -115,7 +115,7 @@ class Session:
         raise NotImplementedError
 
     async def _until_over(self, task_status: TaskStatus[None]) -> None:
-        self._held = True
+        self.held = True
         task_status.started()
         await self._over.wait()
         while self._users:  # a descriptor that is closed under a thread may be another file by then
@@ -228,7 +228,7 @@ class Sessions(Generic[S]):
             await session.hold(self._store, task_status=task_status)
         finally:
             self._open.pop(session.number, None)
-            if session.loan is not None:
+            if session.held and session.loan is not None:  # else whoever began it leaves it
                 session.loan.leave()
             if session.answers:
                 _remember(self._done, session.number, session)

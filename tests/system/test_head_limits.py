@@ -20,8 +20,9 @@ from anyio import to_thread
 
 from asyncsync.digest import CHUNK_BYTES, digest
 from asyncsync.errors import ConfigError
-from asyncsync.manifest import encode, read_header
-from asyncsync.peer import PeerServer, push_calls, quotas
+from asyncsync.manifest import Manifest, encode, read_header
+from asyncsync.manifest import decode as manifest_of
+from asyncsync.peer import PeerServer, lasting, push_calls, quotas
 from asyncsync.peer.authority import Pair
 from asyncsync.peer.certificates import server_context
 from asyncsync.peer.listings import FILE_BYTES
@@ -29,8 +30,9 @@ from asyncsync.peer.onward import Nowhere
 from asyncsync.peer.pushes import Push
 from asyncsync.peer.space import Room, Space
 from asyncsync.secrets import Secret
-from asyncsync.storage import NewFile, Sighting
+from asyncsync.storage import Durability, NewFile, Sighting, Stored
 from asyncsync.storage.local import LocalTrees
+from asyncsync.storage.local.publish import Attempt
 from asyncsync.testing import FakeClock
 from asyncsync.testing.values import make_manifest
 from asyncsync.units import KIB, MIB
@@ -671,6 +673,147 @@ async def test_what_is_announced_at_the_same_time_counts_together(
 
         assert sorted(answer.status for answer in large) == [200, 507]
         assert sorted(answer.status for answer in long) == [200, 429]
+
+
+async def test_who_adds_to_a_plan_that_is_over_takes_nothing_for_good(make: Make) -> None:
+    line = ["x", 0, 420, 0]
+    async with make(max_listing_bytes=4 * FILE_BYTES) as place:
+        session = session_of(await place.begin("exp"))
+        text = b"".join(encode(make_manifest({})))
+        assert (await place.told("commit", text, session=session)).status == 200
+        for _ in range(3):
+            place.check(await place.told("plan", [line], session=session), 410)
+
+        session_of(await place.begin("other", ("w", 1), token=place.head.token("other")))
+
+
+async def test_a_plan_that_is_refused_takes_no_memory(make: Make) -> None:
+    async with make(max_push_bytes=2, max_listing_bytes=6 * FILE_BYTES) as place:
+        session_of(await place.begin("other", ("a", 1), token=place.head.token("other")))
+        session = session_of(await place.begin("exp", ("a", 1)))
+        for _ in range(9):
+            place.check(await place.told("plan", [["b", 2, 420, 0]], session=session), 422)
+
+        more = await place.told("plan", [["b", 1, 420, 0]], session=session)
+        assert more.status == 200
+
+
+async def test_what_is_added_at_the_same_time_counts_together(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with make(max_push_bytes=3) as place:
+        session = session_of(await place.begin("exp", ("a", 1)))
+        _together(monkeypatch, 2)
+        more = (place.told("plan", [[name, 2, 420, 0]], session=session) for name in "bc")
+        found = await asyncio.gather(*more)
+
+        assert sorted(answer.status for answer in found) == [200, 422]
+
+
+def _together(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """So many look for room at the same time."""
+    look, waiting, all_there = Space.room, list[int](), anyio.Event()
+
+    async def at_once(space: Space) -> Room:
+        waiting.append(1)
+        if len(waiting) == count:
+            all_there.set()
+        await all_there.wait()
+        return await look(space)
+
+    monkeypatch.setattr(Space, "room", at_once)
+
+
+async def test_who_begins_again_at_once_needs_no_room_for_two(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Space, "_look", lambda _: Room(3))
+    async with make() as place:
+        _together(monkeypatch, 2)
+        found = await asyncio.gather(*(place.begin("exp", ("w", 2)) for _ in range(2)))
+
+        assert [answer.status for answer in found] == [200, 200]
+
+
+async def test_who_has_hung_up_takes_over_from_nobody(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks, ready = Space.room, list[int](), anyio.Event()
+
+    async def first_waits(space: Space) -> Room:
+        looks.append(1)
+        if len(looks) == 1:
+            await ready.wait()
+        found = await look(space)
+        looks.append(2)
+        return found
+
+    monkeypatch.setattr(Space, "room", first_waits)
+    async with make() as place:
+        route = m.ROUTES["begin"]
+        body = b"".join(m.lines_of([m.Begin(tree="exp", attempt="0" * 32)]))
+        async with place.line() as line:
+            await line.send(request(route.method, route.url(), body, token=place.token))
+            with anyio.fail_after(10):
+                while not looks:
+                    await anyio.lowlevel.checkpoint()
+        session = session_of(await place.begin("exp"))
+        ready.set()
+        while looks.count(2) < 2:
+            await anyio.lowlevel.checkpoint()
+        for _ in range(2):
+            assert (await place.told("hello")).status == 200
+
+        text = b"".join(encode(make_manifest({})))
+        assert (await place.told("commit", text, session=session)).status == 200
+
+
+async def test_of_a_recall_only_chunks_that_there_may_be_are_held(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = list[str]()
+
+    def stored(found: str) -> Stored:
+        noted.append(found)
+        return Stored(found)
+
+    monkeypatch.setattr(push_calls, "Stored", stored)
+    async with make() as place:
+        session = session_of(await place.begin("exp", ("w", 1)))
+        line = m.HeldLine(0, list(range(-9, 999)), ["0" * 64] * 1008)
+        body = b"".join(m.lines_of([line]))
+        answer = await place.told("recall", body, session=session)
+
+        assert m.decode(answer.body, m.Held).held == []
+        assert len(noted) == 1
+        place.check(await place.told("recall", b"[1,[],[]]\n", session=session), 400)
+
+
+async def test_a_manifest_is_held_once_however_often_its_commit_is_asked_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits, ready, read = Attempt.commit, threading.Event(), list[int]()
+
+    def waits(attempt: Attempt, manifest: Manifest) -> Durability:
+        assert ready.wait(10)
+        return commits(attempt, manifest)
+
+    def decode(lines: list[bytes]) -> Manifest:
+        read.append(1)
+        return manifest_of(lines)
+
+    monkeypatch.setattr(Attempt, "commit", waits)
+    monkeypatch.setattr(push_calls, "decode", decode)
+    monkeypatch.setattr(lasting, "_ANSWER_S", SOON_S)
+    async with make() as place:
+        session = session_of(await place.begin("exp"))
+        text = b"".join(encode(make_manifest({})))
+        for _ in range(4):
+            place.check(await place.told("commit", text, session=session), 503)
+        assert len(read) == 1
+        ready.set()
+        while (answer := await place.told("commit", text, session=session)).status != 200:
+            place.check(answer, 503)
 
 
 async def test_a_path_has_to_be_within_the_limits_of_the_head(make: Make) -> None:

@@ -60,3 +60,20 @@ def test_a_list_that_several_have_counts_once_and_until_the_last_has_left_it() -
 
     loan.leave()
     assert ledger.held_bytes == 0
+
+
+def test_a_list_that_does_not_grow_after_all_takes_no_more() -> None:
+    ledger = Ledger(10 * FILE_BYTES)
+    loan = ledger.lend("me")
+    loan.grow(2)
+    growing = loan.growing(3, 7)
+    growing.__enter__()
+    assert ledger.held_bytes == 5 * FILE_BYTES + 7
+    assert not growing.__exit__(ValueError, ValueError("no room on the disk"), None)
+    assert ledger.held_bytes == 2 * FILE_BYTES
+    with loan.growing(1):
+        pass
+
+    assert ledger.held_bytes == 3 * FILE_BYTES
+    loan.leave()
+    assert ledger.held_bytes == 0
