@@ -11,11 +11,11 @@ import pytest
 
 from asyncsync.clock import SystemClock
 from asyncsync.concurrency import Threads
-from asyncsync.errors import AccessDeniedError, ConfigError, TransientError
+from asyncsync.errors import AccessDeniedError, ConfigError, NoSpaceError, TransientError
 from asyncsync.peer import PeerServer
 from asyncsync.peer.certificates import Certificates, prepare_certificates, server_context
 from asyncsync.secrets import Secret
-from asyncsync.storage.peer import Joined, join_head, open_trees
+from asyncsync.storage.peer import Joined, join_head, link, open_trees
 from asyncsync.wire.claims import DEFAULT_LIFE_S, Operation
 from asyncsync.wire.joining import Join
 from asyncsync.wire.tokens import HeadKey, KeyRing, claims_of
@@ -196,6 +196,33 @@ async def test_a_token_is_renewed_in_the_middle_of_its_life_and_the_file_with_it
     assert unchanged == first
     assert claims_of(renewed).id == claims_of(first).id
     assert claims_of(renewed).expires_at > clock.now() + WEEK / 2
+
+
+@pytest.mark.parametrize("where", ["the environment", "a file that cannot be written"])
+async def test_a_token_is_renewed_again_and_again_where_it_cannot_be_kept(
+    where: str,
+    root: str,
+    environ: dict[str, str],
+    threads: Threads,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise NoSpaceError("the disk is full")
+
+    clock = Calendar()
+    async with PeerServer(root, clock=clock) as head:
+        line = head.join_string(operations=ALL)
+        if where == "the environment":
+            monkeypatch.setenv("ASYNCSYNC_JOIN", line.reveal())
+        else:
+            await join_head(line, threads, clock, environ)
+            monkeypatch.setattr(link, "keep_access", full)
+        store = open_trees(head.address, secure=False, threads=threads, max_requests=2, clock=clock)
+        for _ in range(6):
+            await store.glance("exp")
+            clock.time += WEEK / 2 + 1
+        await store.glance("exp")
+        await store.aclose()
 
 
 async def test_a_token_that_somebody_else_has_put_there_is_used_and_not_written_over(

@@ -6,6 +6,7 @@ import math
 import secrets
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import anyio
@@ -46,7 +47,14 @@ _PROXIES = (408, 502, 503, 504)  # what stands before a head says so while the h
 
 
 class _Opened(NamedTuple):
+    """What requests go by.
+
+    Attributes:
+        found: what was read last: `access` is that, or was renewed since.
+    """
+
     http: Http
+    found: Access
     access: Access
     renew_at: float
 
@@ -90,9 +98,13 @@ class Link:
         """Send a message, and receive the answer.
 
         Raises:
+            RefusedError: the name of a tree is no text.
             AsyncSyncError: what the head has answered, if that was an error.
         """
-        data = b"" if body is None else m.encode(body)
+        try:
+            data = b"" if body is None else m.encode(body)
+        except UnicodeEncodeError:  # which a head may have found on its disk
+            raise RefusedError(f"{what}: that name is no text; choose another name") from None
         return await self.send(name, data, what=what, session=session)
 
     async def end(self, name: str, body: object, *, what: str, session: str) -> None:
@@ -173,7 +185,7 @@ class Link:
         except (UnauthorizedError, ConfigError):
             # The token, or the head's CA, may have been changed for another since it was read.
             found = await self._look()
-            if found == opened.access:
+            if found == opened.found:
                 raise
             opened = await self._changed(opened, found)
         return await self._once(opened, name, data, what, session, blob, headers, into)
@@ -269,12 +281,12 @@ class Link:
             direct=Direct(await self._context(access), advice),
         )
         await http.open(self._threads)
-        return _with(_Opened(http, access, 0.0), access)
+        return _with(http, access, access)
 
     async def _changed(self, opened: _Opened, access: Access) -> _Opened:
         """What is used once the head has been joined anew."""
         if access.fingerprint == opened.access.fingerprint:
-            return self._use(_with(opened, access))
+            return self._use(_with(opened.http, access, access))
         async with self._turn:
             if self._opened is opened:  # else another task has done that, or it was closed
                 self._opened = await self._connected(access)
@@ -282,7 +294,7 @@ class Link:
         return self._opened or opened
 
     def _use(self, opened: _Opened) -> _Opened:
-        if self._opened is not None:  # else it has been closed meanwhile
+        if self._opened is not None and self._opened.http is opened.http:  # else it was closed
             self._opened = opened
         return opened
 
@@ -298,12 +310,16 @@ class Link:
         # Whoever sends something meanwhile does not ask, too.
         opened = self._use(opened._replace(renew_at=self._clock.now() + _ASK_AGAIN_S))
         try:
-            found = await self._look()
-            if found.token == opened.access.token:  # else somebody has joined, or renewed it
+            found = access = await self._look()
+            if found == opened.found:  # else somebody has joined, or renewed it
                 answer = await self._once(opened, "renew", b"", what, "", 0, None, None)
-                found = found._replace(token=Secret(self.read(m.Renewed, answer, what).token))
-                await self._threads.run(keep_access, self._authority, found)
-            return self._use(_with(opened, found))
+                token = Secret(self.read(m.Renewed, answer, what).token)
+                access = opened.access._replace(token=token)
+                if access.file is not None:
+                    with suppress(AsyncSyncError):  # else this program alone has it
+                        await self._threads.run(keep_access, self._authority, access)
+                        found = access
+            return self._use(_with(opened.http, found, access))
         except AsyncSyncError:
             return opened
 
@@ -320,12 +336,12 @@ class Link:
             await opened.http.aclose()
 
 
-def _with(opened: _Opened, access: Access) -> _Opened:
-    """The same with another token; in the middle of its life it has to be renewed."""
+def _with(http: Http, found: Access, access: Access) -> _Opened:
+    """What requests go by; in the middle of its life a token has to be renewed."""
     claims = claims_of(access.token)
     lasts = claims.expires_at - claims.not_before >= DEFAULT_LIFE_S
     renew_at = (claims.not_before + claims.expires_at) / 2 if lasts else math.inf
-    return _Opened(opened.http, access, renew_at)
+    return _Opened(http, found, access, renew_at)
 
 
 async def fetch_authority(address: str, threads: Threads) -> str:
