@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from math import inf
 
 from .alarms import Alarms
-from .due import Decision, Facts, Rules, decide, pause_s
+from .due import Decision, Facts, Overlap, Rules, decide, pause_s
 from .jobs import Job, Target, Tree, Urgency
 
 __all__ = ["Book"]
@@ -68,13 +68,10 @@ class Book:
         Returns:
             What was decided, and a running job that has to be cancelled to make room.
         """
-        target = self.target_of(job)
+        target = self.target(job.target) if job.tree is None else job.tree.target
         self._numbers += 1
         job.number, job.asked_at = self._numbers, now
-        final = job.urgency is Urgency.FINAL
-        overlap = self.rules.overlap
-        if (final and overlap == "skip") or (job.along and overlap != "skip"):
-            overlap = "coalesce"
+        overlap = self._overlap(target, job)
         facts = Facts(True, True, True, 0.0, target.busy, target.stuck)
         decision = decide(facts, overlap)
         displaced = None
@@ -91,18 +88,29 @@ class Book:
         target.waiting.append(job)
         target.trial = job.trial
         if job.tree is None:
+            if self._newest is not None:
+                self._newest[job.trial] = job
             _, target.usual_s = self._saved.get(job.trial, (-inf, 0.0))
         self.alarms.due(target, max(now, job.not_before))
         self._go_on(target, now)
         return decision, displaced
 
+    def _overlap(self, target: Target, job: Job) -> Overlap:
+        """By which policy a job is taken in."""
+        overlap, running = self.rules.overlap, target.running
+        if overlap == "skip":
+            return "coalesce" if job.urgency is Urgency.FINAL else overlap
+        if job.along or (overlap == "supersede" and running and running.tree is not job.tree):
+            return "coalesce"  # what goes the other way is no older version
+        return overlap
+
     def _take_places(self, target: Target, job: Job) -> None:
-        """The newest state stands for all that wait."""
-        for older in target.waiting:
+        """The newest state stands for all that wait to go the same way."""
+        for older in [one for one in target.waiting if one.tree is job.tree]:
             job.take_place_of(older)
             job.urgency = min(job.urgency, older.urgency)
             job.asked_at = min(job.asked_at, older.asked_at)
-        target.waiting.clear()
+            target.waiting.remove(older)
 
     def _consider(self, tree: Tree, now: float) -> bool:
         """Whether a tree that has changed is due; if not, when."""
@@ -122,7 +130,7 @@ class Book:
             return True
         if decision is Decision.WAIT and tree.reached:
             self._wake_at(now + wait_s, tree)
-            return self._timers[0][2] is tree
+            return bool(self._timers) and self._timers[0][2] is tree
         return False  # the end of what runs there asks again
 
     def job_of(self, tree: Tree, urgency: Urgency) -> Job:
@@ -150,7 +158,10 @@ class Book:
         self._ring(now)
         found: list[Job] = []
         while self._line and self._running < self.slots and not self.paused:
-            job = heapq.heappop(self._line)[2]
+            key, number, job = heapq.heappop(self._line)
+            if key != (now_key := self._key(job)):  # a newer checkpoint has come in a hurry
+                heapq.heappush(self._line, (now_key, number, job))
+                continue
             target = self.target_of(job)
             if job.not_before > now and self._newest is None:
                 self._wake_at(job.not_before, job)
@@ -190,6 +201,8 @@ class Book:
         """A job is done: its target holds what its source held when it started, or newer."""
         tree, target = job.tree, self.target_of(job)
         target.usual_s, target.reason = now - job.started_at, ""
+        if job in target.waiting:  # it had been cancelled, and was to be done again
+            target.waiting.remove(job)
         target.told.clear()
         if tree is not None:
             tree.succeeded_at, tree.failures, tree.rests_until = job.started_at, 0, -inf
@@ -225,8 +238,9 @@ class Book:
     def _return(self, job: Job) -> None:
         """Back to the head of its line, unless a newer one waits there to take its place."""
         waiting = self.target_of(job).waiting
-        if waiting and self.rules.overlap != "queue":
-            waiting[0].take_place_of(job)
+        newer = next((one for one in waiting if one.tree is job.tree), None)
+        if newer is not None and self.rules.overlap != "queue":
+            newer.take_place_of(job)
         else:
             waiting.appendleft(job)
 
@@ -247,6 +261,7 @@ class Book:
         """It has ended after all."""
         target.stuck = False
         self.blocked.pop(target.name, None)
+        self._calm(target)
         self._go_on(target, now)
         self._tidy(target)
 
@@ -262,17 +277,27 @@ class Book:
 
     def revoke(self, job: Job, now: float) -> None:
         """Nobody wants this one any more; but somebody does those whose place it has taken."""
-        if job.joined:
-            newest = max(job.joined, key=lambda older: older.number)
-            newest.joined = [older for older in job.joined if older is not newest]
-            job.joined = []
-            self.target_of(job).waiting.appendleft(newest)
-        self.withdraw([job], now)
+        target = self.target_of(job)
+        for newer in target.jobs():
+            if job in newer.joined:
+                newer.joined.remove(job)
+        older, job.joined = job.joined, []
+        if job in target.waiting:
+            target.waiting.remove(job)
+        if older:
+            newest = max(older, key=lambda one: one.number)
+            newest.joined = [one for one in older if one is not newest]
+            self._return(newest)
+        self._calm(target)
+        self._go_on(target, now)
+        self._tidy(target)
 
-    def forget(self, tree: Tree) -> None:
-        """A trial is over: its tree is not looked at any more."""
+    def forget(self, tree: Tree, now: float) -> None:
+        """A trial is over: its tree is not looked at any more, nor synced unasked."""
         tree.target.trees.remove(tree)
         tree.changed_at = inf
+        waiting = tree.target.waiting
+        self.withdraw([j for j in waiting if j.tree is tree and j.urgency is Urgency.PERIODIC], now)
         self._saved.pop(tree.trial, None)
         self._calm(tree.target)
         self._tidy(tree.target)
@@ -291,7 +316,9 @@ class Book:
 
     def target_of(self, job: Job) -> Target:
         """Where a job stands in line: both directions of a tree in one."""
-        return job.tree.target if job.tree is not None else self.target(job.target)
+        if job.tree is not None:
+            return job.tree.target
+        return self.targets.get(job.target) or Target(job.target)  # of what is over: nothing there
 
     def _free(self, job: Job, now: float) -> None:
         target = self.target_of(job)
@@ -305,7 +332,7 @@ class Book:
     def _calm(self, target: Target) -> None:
         """Nothing is late there but what runs, what waits, and a tree whose last sync failed."""
         if not (target.trees and target.reason):
-            jobs = [*target.waiting, *([target.running] if target.running else ())]
+            jobs = target.jobs()
             asked = (j.asked_at if j.failures else max(j.asked_at, j.not_before) for j in jobs)
             target.due_since = min(asked, default=inf)
 
@@ -346,16 +373,22 @@ class Book:
     def _wake_at(self, when: float, what: Tree | Job) -> None:
         if isinstance(what, Tree):
             what.timed = True
+            if what.wakes_at <= when:
+                return  # there it is looked at again: one timer for each, however often it changes
+            what.wakes_at = when
+        elif when == inf:
+            return
         self._numbers += 1
         heapq.heappush(self._timers, (when, self._numbers, what))
 
     def _ring(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:
-            what = heapq.heappop(self._timers)[2]
+            when, _, what = heapq.heappop(self._timers)
             if isinstance(what, Tree):
-                what.timed = False
-                if what.changed_at < inf:
-                    self._consider(what, now)
+                if when == what.wakes_at:  # else an earlier one has taken its place
+                    what.timed, what.wakes_at = False, inf
+                    if what.changed_at < inf:
+                        self._consider(what, now)
             else:
                 target = self.target_of(what)
                 if target.waiting and target.waiting[0] is what:

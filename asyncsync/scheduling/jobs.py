@@ -68,6 +68,10 @@ class Job:
         """From where to where, for people."""
         return f"{quote(self.source)} to {quote(self.target)}"
 
+    def queued_s(self, until: float) -> float:
+        """How long it has waited for its turn, not counting when it was not to start yet."""
+        return max(0.0, until - max(self.asked_at, self.not_before))
+
     def with_joined(self) -> Iterator[Job]:
         """This one and all whose place it has taken."""
         yield self
@@ -110,6 +114,10 @@ class Target:
     def busy(self) -> bool:
         return self.running is not None or bool(self.waiting)
 
+    def jobs(self) -> list[Job]:
+        """What runs or waits there."""
+        return [*self.waiting, *([self.running] if self.running is not None else ())]
+
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Tree:
@@ -124,6 +132,7 @@ class Tree:
         rests_until: after a failure.
         failures: in a row.
         timed: it is looked at again without a report.
+        wakes_at: when, or before; inf: there is no timer for it.
     """
 
     trial: str
@@ -141,6 +150,7 @@ class Tree:
     rests_until: float = -inf
     failures: int = 0
     timed: bool = False
+    wakes_at: float = inf
 
     def due_at(self, period_s: float) -> float:
         """When a sync that nobody asked for may start."""

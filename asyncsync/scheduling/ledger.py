@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..errors import TransferError
 from ..syncing import Receipt
 from .jobs import Job
 from .reasons import LateError
@@ -60,6 +63,7 @@ class Ledger:
 
     def failed(self, job: Job, error: Exception) -> None:
         """A sync has failed, and is not tried again."""
+        _let_go_of_frames(error)
         before = self.page(job.trial).lost.get(job.target)
         if before is not None and before.serial > self.told and isinstance(error, LateError):
             return  # why it failed before says more
@@ -96,3 +100,23 @@ def is_same(before: Durable, job: Job, receipt: Receipt | None) -> bool:
     if before.target == job.target or before.receipt is None or receipt is None:
         return False
     return before.receipt.identity == receipt.identity
+
+
+def _let_go_of_frames(error: BaseException) -> None:
+    """Free what was in use where an error was raised: it is remembered for longer than that."""
+    errors, known = [error], {id(error)}
+    for one in errors:  # which grows
+        inside = [one.__cause__, one.__context__]
+        if isinstance(one, TransferError):
+            inside += one.failures
+        elif isinstance(one, BaseExceptionGroup):
+            inside += one.exceptions
+        found = [each for each in inside if each is not None and id(each) not in known]
+        errors += found
+        known |= set(map(id, found))
+        for frame, line in list(traceback.walk_tb(one.__traceback__))[-1:]:
+            where = f"raised at {frame.f_code.co_filename}:{line}"
+            with suppress(Exception):  # it may be somebody else's
+                if where not in getattr(one, "__notes__", ()):
+                    one.add_note(where)
+        one.__traceback__ = None

@@ -175,7 +175,7 @@ class Runner:
         job = target.running or next(iter(target.waiting), None)
         queued_s = 0.0
         if job is not None:
-            queued_s = (job.started_at if job is target.running else now) - job.asked_at
+            queued_s = job.queued_s(job.started_at if job is target.running else now)
         self._tell(
             Alarm(
                 trial=target.trial,
@@ -274,10 +274,10 @@ class Runner:
 
     def _revoke(self, job: Job) -> None:
         """Whoever asked for it has gone: it is not missed."""
+        self._book.revoke(job, self._clock.monotonic())
         if job in self._attempts:
             self._stop_attempt(job, "revoked", reasons.left(job))
         else:
-            self._book.revoke(job, self._clock.monotonic())
             self._settle(job, None, reasons.left(job))
             self.wake()
 
@@ -293,7 +293,7 @@ class Runner:
 
         What stands behind a syncer that does not end has failed.
         """
-        while self._trials.get(trial):
+        while self._trials.get(trial) or any(job.trial == trial for job in self._attempts):
             held_up = [job for job in self._book.held_up() if job.trial == trial]
             if held_up:
                 self.withdraw(held_up, reasons.held_up)
@@ -346,7 +346,7 @@ class Runner:
     async def _run(self, job: Job) -> None:
         attempt = self._attempts[job]
         iteration = job.tree.iterations if job.tree is not None else None
-        queued_s, urgency = job.started_at - job.asked_at, job.urgency.name.lower()
+        queued_s, urgency = job.queued_s(job.started_at), job.urgency.name.lower()
         self._tell(Started(trial=job.trial, target=job.target, urgency=urgency, queued_s=queued_s))
         try:
             await attempt.run(self._timeout_s)
@@ -374,8 +374,17 @@ class Runner:
             self._settle(job, attempt.receipt, attempt.error)
         elif attempt.stuck and why != "displaced":
             self._fail(job, attempt.error or reasons.left(job))
-        self._release([job] if why == "displaced" else [])
+        if why == "displaced":
+            self._release_displaced(job)
+        self._look_again(job.trial)
         self.wake()
+
+    def _release_displaced(self, job: Job) -> None:
+        """Its snapshot is needed no more, unless the newer one may still be taken back."""
+        for newer in self._book.target_of(job).jobs():
+            hold = self._holds.get(newer)
+            if job in newer.joined and hold is not None and hold.ticket._is_free:
+                self._release([job])
 
     def _failed(self, job: Job, error: Exception, now: float, *, final: bool) -> None:
         # Of what nobody asked for, the next attempt comes by itself.

@@ -33,6 +33,8 @@ Take = Callable[[], AbstractAsyncContextManager[Held | None]]
 GRACE_S = 10.0
 """How long a syncer may take to end once it is cancelled, before it counts as stuck."""
 
+_left_behind: set[asyncio.Task[Receipt | None]] = set()  # the loop alone keeps no task alive
+
 
 class Attempt:
     """A call that runs in a task of its own, because it may have to be left behind.
@@ -96,6 +98,8 @@ class Attempt:
             if not self._done.is_set():
                 self.stuck = True
                 self.error = self._reason
+                _left_behind.add(task)
+                task.add_done_callback(_left_behind.discard)
 
     async def _awaited(self) -> Receipt | None:
         try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from math import inf
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +13,7 @@ from ..clock import Clock, SteadyClock, SystemClock
 from ..concurrency import Threads
 from ..errors import ConfigError, quote
 from ..syncing import AsyncSyncer, Path, Replace, StorageSyncer, SyncConfig, local_path, within
-from ..transfer import Snapshots
+from ..transfer import Held, Snapshots
 from . import checks, reasons
 from .book import Book
 from .due import Overlap, Rules
@@ -242,16 +243,17 @@ class SyncScheduler:
         return self._if_needed(trial, "down")
 
     def _if_needed(self, name: str, direction: Direction) -> bool:
+        self._check_taking()
         trial = self._trial(name)
         if self._syncer is None:
             return False
         if direction == "up" and not self._moves_trees:
             return False
-        checks.check_alone(self._trials.values(), trial.local, direction, name)
         tree = trial.tree(direction)
         due = self._clock.monotonic() - tree.succeeded_at >= self._rules.period_s
         if not due or tree.target.busy or tree.target.stuck:
             return False
+        checks.check_alone(self._trials.values(), trial.local, direction, name)
         self._runner.ask(self._book.job_of(tree, Urgency.FORCED))
         return True
 
@@ -307,13 +309,7 @@ class SyncScheduler:
             return ticket
         if not self._at_once:
             job.urgency, job.not_before = Urgency.PERIODIC, self._book.saves_at(found.driven)
-        if self._moves_trees:
-            await self._threads.run(checks.check_apart, found, name)
-        # What a blocked target holds, it may hold for ever.
-        take = take_of(self._snapshots, job, wait=not self._book.blocked)
-        if self._leaving:
-            raise reasons.left(job)
-        await self._runner.save(job, ticket, take if snapshot else nullcontext)
+        await self._runner.save(job, ticket, partial(self._take, found, name, job, snapshot))
         if ticket.error is not None and not job.number:
             raise ticket.error  # it was never handed over
         goes_up = self._moves_trees and found.driven.direction == "up"
@@ -322,6 +318,18 @@ class SyncScheduler:
             along.along = True
             self._runner.ask(along)
         return ticket
+
+    @asynccontextmanager
+    async def _take(
+        self, trial: Trial, name: str, job: Job, snapshot: bool
+    ) -> AsyncIterator[Held | None]:
+        """What a checkpoint is read from, once it is known that it may be one."""
+        if self._moves_trees:
+            await self._threads.run(checks.check_apart, trial, name)
+        # What a blocked target holds, it may hold for ever.
+        take = take_of(self._snapshots, job, wait=not self._book.blocked)
+        async with take() if snapshot else nullcontext() as held:
+            yield held
 
     async def complete(self, trial: str) -> None:
         """The trial is over: sync what it has left, whatever periods say, and wait for all of it.
@@ -339,7 +347,7 @@ class SyncScheduler:
             await self._runner.wait_for(trial)
         finally:
             for tree in found.trees.values():
-                self._book.forget(tree)
+                self._book.forget(tree, self._clock.monotonic())
             self._trials.pop(trial, None)
         errors = self._ledger.tell(trial)
         if last is not None and last.error is not None and last.error not in errors:

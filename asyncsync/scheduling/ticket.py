@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import anyio
 
@@ -53,12 +54,13 @@ class Ticket:
             What the syncer returned; None if it returns nothing, or nothing has to be moved.
 
         Raises:
-            Exception: what the syncer raised at the last attempt; TransientError if the scheduler
-                was left, or its deadline was over, before it was done.
+            Exception: what the syncer raised at the last attempt, with a note of where instead of its
+                traceback; TransientError if the scheduler was left, or its deadline was over,
+                before it was done.
         """
         await self._over.wait()
         if self._error is not None:
-            raise self._error
+            raise _again(self._error)
         return self._receipt
 
     @property
@@ -79,6 +81,18 @@ class Ticket:
             self._receipt, self._error = receipt, error
             self._over.set()
             self._free.set()
+
+
+def _again(error: Exception) -> Exception:
+    """The same error to raise once more: it shall not collect, and hold, who was raised into."""
+    try:
+        again = copy(error)
+    except Exception:  # noqa: BLE001 - it is somebody else's
+        again = error
+    if type(again) is not type(error):
+        again = error
+    again.__cause__, again.__suppress_context__ = error.__cause__, error.__suppress_context__
+    return again.with_traceback(None)
 
 
 def _ended(what: str, receipt: Receipt | None, error: Exception | None) -> Ticket:

@@ -59,7 +59,7 @@ class Trial:
             durable_ago_s=now - tree.succeeded_at if page.tree else None,
             checkpoint_step=page.checkpoint.step if page.checkpoint else None,
             stale_s=now - oldest if oldest < inf else 0.0,
-            queued_s=now - target.waiting[0].asked_at if target.waiting else 0.0,
+            queued_s=target.waiting[0].queued_s(now) if target.waiting else 0.0,
             failures=tree.failures,
             error=text_of(error) if error else "",
         )
@@ -72,7 +72,7 @@ def _state(tree: Tree, now: float) -> str:
         return "blocked"
     if target.running is not None:
         return "syncing"
-    if target.waiting:
+    if target.waiting and target.waiting[0].not_before <= now:
         return "waiting"
     if tree.rests_until > now:
         return "resting"

@@ -254,6 +254,163 @@ def test_what_stood_behind_a_withdrawn_job_goes_next() -> None:
     assert "x://t1/c" not in book.targets
 
 
+@pytest.mark.parametrize("period_s", [PERIOD, 7 * 86400.0, inf])
+def test_a_tree_has_one_timer_however_often_it_is_synced_and_changes(period_s: float) -> None:
+    book = Book(Rules(period_s=period_s), 1)
+    tree = tree_of(book, "t")
+    for now in range(0, 10_000, 10):
+        book.report(tree, now)
+        book.ask(book.job_of(tree, Urgency.FORCED), now)  # as along with a checkpoint
+        (job,) = book.starts(now)
+        book.succeeded(job, now + 1)
+        book.report(tree, now + 2)
+
+        assert len(book._timers) <= 1
+
+
+def test_a_timer_that_a_nearer_one_has_replaced_wakes_nobody() -> None:
+    book, (tree, *_) = make()
+    book.report(tree, 0.0)
+    (job,) = book.starts(0.0)
+    book.failed(job, 0.0, again=False, wait_s=3600.0)
+    book.ask(book.job_of(tree, Urgency.FORCED), 6.0)
+    (job,) = book.starts(6.0)
+    book.succeeded(job, 7.0)
+    book.report(tree, 8.0)
+    assert book.next_at() == 6.0 + PERIOD
+    for now in range(66, 3600, 61):
+        (job,) = book.starts(now)
+        book.succeeded(job, now)
+        book.report(tree, now)
+    book.starts(3600.0)
+
+    assert len(book._timers) == 1
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_version_that_is_revoked_when_it_runs_gives_its_place_back(runs: bool) -> None:
+    book, (tree, *_) = make(slots=1)
+    book.report(tree, 0.0)
+    (running,) = book.starts(0.0)
+    older, newer = checkpoint("t1", "c"), checkpoint("t1", "c")
+    for job in (older, newer):
+        book.ask(job, 1.0)
+    book.succeeded(running, 2.0)
+    if runs:
+        assert book.starts(2.0) == [newer]
+    book.revoke(newer, 3.0)
+    if runs:
+        assert book.starts(3.0) == []  # it has not ended yet
+        book.dropped(newer, 4.0)
+
+    assert book.starts(5.0) == [older]
+
+
+@pytest.mark.parametrize("displaced", [False, True])
+def test_a_version_that_was_revoked_gets_no_place_back(displaced: bool) -> None:
+    book, (tree, *_) = make(slots=1, overlap="supersede")
+    older, newer = checkpoint("t1", "c"), checkpoint("t1", "c")
+    if displaced:
+        book.ask(older, 1.0)
+        book.starts(1.0)
+        book.ask(newer, 1.0)
+    else:
+        book.report(tree, 0.0)
+        (running,) = book.starts(0.0)
+        book.ask(older, 1.0)
+        book.ask(newer, 1.0)
+        book.succeeded(running, 2.0)
+    book.revoke(older, 3.0)
+    book.revoke(newer, 3.0)
+    if displaced:
+        book.dropped(older, 4.0)
+
+    assert book.starts(5.0) == []
+    assert "x://t1/c" not in book.targets
+
+
+def test_who_is_given_its_place_back_and_came_to_its_end_is_not_done_again() -> None:
+    book, _ = make(slots=1, overlap="supersede")
+    older, newer = checkpoint("t1", "c"), checkpoint("t1", "c")
+    book.ask(older, 1.0)
+    book.starts(1.0)
+    _, displaced = book.ask(newer, 2.0)
+    book.revoke(newer, 3.0)
+    book.succeeded(older, 4.0)
+
+    assert displaced is older
+    assert book.starts(5.0) == []
+
+
+@pytest.mark.parametrize("overlap", ["coalesce", "queue", "skip", "supersede"])
+@pytest.mark.parametrize("runs", [False, True])
+def test_what_goes_up_takes_no_place_of_what_goes_down(overlap: Overlap, runs: bool) -> None:
+    book, (up, other, *_) = make(slots=1, overlap=overlap)
+    down = Tree(trial="t0", source="/t0", target=up.target, direction="down")
+    up.target.trees.append(down)
+    if not runs:
+        book.report(other, 0.0)
+        (first,) = book.starts(0.0)
+    going_down = book.job_of(down, Urgency.FORCED)
+    book.ask(going_down, 1.0)
+    if runs:
+        assert book.starts(1.0) == [going_down]
+    _, displaced = book.ask(book.job_of(up, Urgency.FINAL), 2.0)
+    order = []
+    if not runs:
+        book.succeeded(first, 3.0)
+        (going_down,) = book.starts(3.0)
+    for _ in range(2):
+        assert going_down.joined == []
+        order.append(going_down.direction)
+        book.succeeded(going_down, 4.0)
+        going_down = next(iter(book.starts(4.0)), going_down)
+
+    assert displaced is None
+    assert order == ["down", "up"]
+
+
+def test_what_goes_down_and_failed_is_tried_again_before_what_goes_up() -> None:
+    book, (up, *_) = make(slots=1)
+    down = Tree(trial="t0", source="/t0", target=up.target, direction="down")
+    up.target.trees.append(down)
+    going_down = book.job_of(down, Urgency.FORCED)
+    book.ask(going_down, 0.0)
+    book.starts(0.0)
+    book.ask(book.job_of(up, Urgency.FINAL), 1.0)
+    book.failed(going_down, 2.0, again=True)
+
+    assert book.starts(3.0) == [going_down]
+
+
+def test_in_a_hurry_a_checkpoint_that_comes_later_is_the_newest() -> None:
+    book, _ = make(slots=1)
+    book.ask(checkpoint("t0", "c1", 1), 0.0)
+    book.ask(checkpoint("t1", "c1", 5), 0.0)
+    book.hurry(on=True)
+    book.ask(checkpoint("t0", "c2", 9), 1.0)
+    order = []
+    for _ in range(3):
+        (job,) = book.starts(2.0)
+        order.append(job.target)
+        book.succeeded(job, 2.0)
+
+    assert order == ["x://t1/c1", "x://t0/c2", "x://t0/c1"]
+
+
+def test_a_trial_that_is_over_is_synced_unasked_no_more() -> None:
+    book, (tree, other, *_) = make(slots=1)
+    book.report(other, 0.0)
+    (running,) = book.starts(0.0)
+    book.report(tree, 1.0)
+    book.report(tree, 2.0)
+    book.forget(tree, 3.0)
+    book.succeeded(running, 4.0)
+
+    assert book.starts(1000.0) == []
+    assert tree.target.name not in book.targets
+
+
 def test_nothing_starts_where_a_syncer_is_stuck_until_it_ends() -> None:
     book, (tree, other, *_) = make()
     book.report(tree, 0.0)
