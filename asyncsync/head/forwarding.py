@@ -32,6 +32,7 @@ from ..storage import Stores, TreeStore, check_scheme
 from ..storage.local import HeldRoot, LocalTrees
 from ..syncing import check_overlap
 from ..transfer import Bounds, Engine
+from ..wire.failures import plain
 from .agenda import Agenda
 from .carrying import Carried, Carrier
 from .events import Forwarded, Listener, NotForwarded, Vanished
@@ -293,7 +294,7 @@ class Forwarding:
     async def _failed(self, tree: str, asked: int, error: Exception) -> None:
         # A tree that is being replaced at that moment looks as if it were damaged, once.
         permanent = not _passes(error, first=not self._agenda.has_failed(tree))
-        reason = str(error) if isinstance(error, AsyncSyncError) else repr(error)
+        reason = plain(str(error) if isinstance(error, AsyncSyncError) else repr(error))
         wait_s = self._agenda.failed(tree)
         if permanent:
             wait_s = _PERMANENT_S
@@ -333,34 +334,48 @@ class Forwarding:
             began_s, before = self._clock.monotonic(), set(self._known)
             try:
                 await self._forget_old(before - await self._queue_all(tags))
-            except AsyncSyncError as exc:
-                self._tell("", str(exc), permanent=False, wait_s=_SCAN_AGAIN_S)
+            except Exception as exc:  # noqa: BLE001 - what is queued goes on, and it is tried again
+                reason = str(exc) if isinstance(exc, AsyncSyncError) else repr(exc)
+                self._tell("", reason, permanent=False, wait_s=_SCAN_AGAIN_S)
             else:
                 self._looked.set()
             took_s = self._clock.monotonic() - began_s
             await self._clock.sleep(max(_SCAN_AGAIN_S, _SCANS_SELDOM * took_s))
 
     async def _queue_all(self, tags: dict[str, str]) -> set[str]:
-        """The trees that are there. What has a tag of `tags` has been looked at."""
-        seen = set[str]()
-        source = self._carrier.source
+        """The trees that are there. What has a tag of `tags` has been looked at.
+
+        Raises:
+            AsyncSyncError: one of them cannot be read, or noted; all others were queued.
+        """
+        seen, failures = set[str](), list[AsyncSyncError]()
         try:
-            async for sight in source.find(""):
+            async for sight in self._carrier.source.find(""):
                 seen.add(sight.tree)
                 if tags.get(sight.tree) == sight.tag:
                     continue
                 try:
-                    header = await source.read_header(sight.tree)
-                except (NotFoundError, IntegrityError):
-                    continue  # gone by now; or damaged, which readers are told
-                if not self.has(sight.tree, header.identity):
-                    await self.queue(sight.tree, header.identity)
-                tags[sight.tree] = sight.tag
+                    if await self._queue_found(sight.tree):
+                        tags[sight.tree] = sight.tag
+                except AsyncSyncError as exc:
+                    failures.append(exc)
         except NotFoundError:
             pass  # the root has gone, or was never used: nothing is committed there
         for tree in tags.keys() - seen:
             del tags[tree]
+        for failure in failures[:1]:
+            raise failure
         return seen
+
+    async def _queue_found(self, tree: str) -> bool:
+        """Queue what is committed there, unless it has arrived; whether there is anything."""
+        try:
+            header = await self._carrier.source.read_header(tree)
+        except (NotFoundError, IntegrityError):
+            return False  # gone by now; or damaged, which readers are told
+        if not self.has(tree, header.identity):
+            await self.queue(tree, header.identity)
+        return True
 
     async def _forget_old(self, gone: set[str]) -> None:
         """Keep only so many notes of trees that are not there any more."""

@@ -13,6 +13,7 @@ A file is replaced as a whole and flushed, so that each moment of its life is on
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -89,7 +90,7 @@ class Notes:
     def _read(self, path: Path) -> Note | None:
         try:
             text = read_private(path)
-            return None if text is None else msgspec.json.decode(text, type=Note)
+            return None if text is None else msgspec.convert(json.loads(text), Note)
         except (ConfigError, msgspec.MsgspecError, ValueError, RecursionError):
             return None
 
@@ -99,7 +100,8 @@ class Notes:
         Raises:
             ConfigError: it cannot be written.
         """
-        write_private(self._path(note.tree), msgspec.json.encode(note), replace=True)
+        text = json.dumps(msgspec.to_builtins(note))  # which also names what is not UTF-8
+        write_private(self._path(note.tree), text.encode(), replace=True)
 
     def remove(self, tree: str) -> None:
         """Nothing is known of it any more."""

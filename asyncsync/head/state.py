@@ -136,16 +136,19 @@ class State:
         Raises:
             ConfigError: another head does.
         """
-        fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = -1
         try:
+            fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+            where = quote(str(self.path))
             if exc.errno != errno.EWOULDBLOCK:
-                raise
+                raise ConfigError(f"cannot lock the state {where}: {exc.strerror}") from exc
             raise ConfigError(
-                f"another head runs with the state {quote(str(self.path))}; stop it, or give this "
-                "one a directory of its own with --state"
+                f"another head runs with the state {where}; stop it, or give this one a directory "
+                "of its own with --state"
             ) from None
         self._lock = fd
 

@@ -33,6 +33,7 @@ from asyncsync.head import (
 )
 from asyncsync.head import forwarding as forwarding_module
 from asyncsync.location import Location
+from asyncsync.manifest import Header
 from asyncsync.storage import Sighting
 from asyncsync.storage.local import LocalTrees
 from asyncsync.syncing import StorageSyncer
@@ -600,6 +601,56 @@ async def test_a_damaged_note_counts_as_none(place: Place) -> None:
 
     assert not (await place.notes())["t"].waits
     assert place.heard[-1].sent_bytes == 0  # type: ignore[union-attr]
+
+
+async def test_a_tree_whose_name_is_no_text_is_carried_on_and_ends_no_head(place: Place) -> None:
+    await place.commit("t", "one")
+    name = os.fsdecode(b"\xff")
+    (place.root / "t").rename(place.root / name)
+    await place.commit("x", "two")
+    for _ in range(2):
+        async with place.forwarding() as forwarding:
+            await place.idle(forwarding)
+
+    assert (place.cloud / name / "w").read_text() == "one"
+    assert (place.cloud / "x" / "w").read_text() == "two"
+    assert {tree: note.waits for tree, note in (await place.notes()).items()} == {
+        name: False,
+        "x": False,
+    }
+
+
+async def test_a_tree_that_cannot_be_read_holds_up_no_other_and_ends_no_head(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, errors = LocalTrees.read_header, [AccessDeniedError("not ours"), OSError("broken")]
+
+    async def read_header(store: LocalTrees, tree: str) -> Header:
+        if tree == "a" and errors:
+            raise errors.pop(0)
+        return await read(store, tree)
+
+    monkeypatch.setattr(LocalTrees, "read_header", read_header)
+    for tree in "ab":
+        await place.commit(tree, tree)
+    async with place.forwarding() as forwarding:
+        assert "not ours" in (await place.heard.until(1)).reason  # type: ignore[union-attr]
+        assert (await place.heard.until(2)).tree == "b"  # type: ignore[union-attr]
+        await place.clock.advance(60)
+        assert "broken" in (await place.heard.until(3)).reason  # type: ignore[union-attr]
+        await place.clock.advance(60)
+        await place.idle(forwarding)
+
+    assert (place.cloud / "a" / "w").read_text() == "a"
+
+
+async def test_a_long_reason_can_be_read_again(place: Place) -> None:
+    await place.commit("t", "one")
+    reason = "away\n" + "x" * 100_000
+    async with place.forwarding(first(TransientError(reason))):
+        await place.heard.until(1)
+
+    assert (await place.notes())["t"].failure == f"away?{'x' * 1995}"
 
 
 async def test_what_a_kill_left_of_a_note_is_removed(place: Place) -> None:

@@ -270,6 +270,14 @@ async def test_a_start_that_fails_lets_go_of_the_state(plain: Running) -> None:
         await plain.joins(settings)
 
 
+async def test_a_state_that_cannot_be_locked_is_an_error_that_says_why(plain: Running) -> None:
+    (plain.folder / "state" / "lock").mkdir()
+
+    with pytest.raises(ConfigError, match=r"cannot lock the state .*: Is a directory"):
+        async with plain.serving():
+            pass
+
+
 @pytest.mark.parametrize(
     ("text", "pair"),
     [
