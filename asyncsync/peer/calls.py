@@ -138,6 +138,11 @@ class Call(NamedTuple):
     number: str = ""
     blob: int = 0
 
+    @property
+    def token(self) -> Secret:
+        """What let it in."""
+        return Secret(self.request.headers["Authorization"].removeprefix("Bearer "))
+
     def session(self, sessions: Sessions[S]) -> S:
         """The session that it names, if that is its own."""
         found = sessions.get(self.number, self.claims.id)

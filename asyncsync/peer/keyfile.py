@@ -89,7 +89,7 @@ def rotate_keys(path: Path, *, now: float, overlap_s: float = DEFAULT_LIFE_S) ->
     """
     with _alone(path):
         ring = load_keys(path).rotated(HeadKey.new(), now=now, overlap_s=overlap_s)
-        write_private(path, _text(ring), replace=True)
+        _replace(path, ring)
     return ring
 
 
@@ -107,13 +107,17 @@ def revoke(path: Path, *, tokens: Iterable[str] = (), experiments: Iterable[str]
         before = ring.revoked
         more = Revoked(before.tokens.union(tokens), before.experiments.union(experiments))
         ring = KeyRing(ring.keys, more)
-        if len(text := _text(ring)) > MAX_BYTES:
-            raise ConfigError(
-                "so many tokens have been revoked that it is time for a new key: remove the key "
-                "file, run asyncsync head --init, and join the workers again"
-            )
-        write_private(path, text, replace=True)
+        _replace(path, ring)
     return ring
+
+
+def _replace(path: Path, ring: KeyRing) -> None:
+    if len(text := _text(ring)) > MAX_BYTES:
+        raise ConfigError(
+            "so many keys are in use, or tokens revoked, that it is time to begin anew: remove the "
+            "key file, run asyncsync head --init, and join the workers again"
+        )
+    write_private(path, text, replace=True)
 
 
 @contextmanager

@@ -17,11 +17,11 @@ MAX_BYTES = 64 * 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def read_private(path: Path) -> bytes | None:
+def read_private(path: Path, *, most_bytes: int = MAX_BYTES) -> bytes | None:
     """What is in a file of ours that nobody else can read or write; None if there is none.
 
     Raises:
-        ConfigError: others can, it is a link or no file, or it cannot be read.
+        ConfigError: others can, it is a link or no file, too long, or it cannot be read.
     """
     try:
         # A fifo of that name must not hold up whoever opens it.
@@ -38,25 +38,30 @@ def read_private(path: Path) -> bytes | None:
             raise ConfigError(f"{quote(str(path))} is not a file; name another one")
         _check_private(path, found, 0o600)
         with open(fd, "rb", closefd=False) as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(most_bytes + 1)
     except OSError as exc:
         raise _failed("read", path, exc) from exc
     finally:
         os.close(fd)
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{quote(str(path))} is too long for a file of keys; name another one")
+    if len(content) > most_bytes:
+        raise ConfigError(f"{quote(str(path))} is too long for a file of a head; name another one")
     return content
 
 
-def write_private(path: Path, content: bytes, *, replace: bool) -> None:
+def write_private(
+    path: Path, content: bytes, *, replace: bool, most_bytes: int = MAX_BYTES
+) -> None:
     """Make `content` the file, whole or not at all, durable, with mode 0600.
 
     Args:
         replace: whether a file of that name may be there.
 
     Raises:
-        ConfigError: it is there and must not, or it cannot be written.
+        ConfigError: it is there and must not, it is longer than what is read, or it cannot be
+            written.
     """
+    if len(content) > most_bytes:
+        raise ConfigError(f"{quote(str(path))} would be longer than {most_bytes} bytes")
     temporary = f".{path.name}.{secrets.token_hex(8)}"
     try:
         directory = os.open(path.parent, _DIRECTORY)

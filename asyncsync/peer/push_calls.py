@@ -25,6 +25,7 @@ from ..wire import messages as m
 from ..wire.failures import WorkingError
 from ..wire.framing import extents_of, split_batch
 from ..wire.limits import Limits
+from ..wire.tokens import ends_at
 from .bodies import length_of, split_lines
 from .calls import Answer, Call, Head, answer, group_of, message, new_file, text_of, window
 from .listings import Loan
@@ -86,7 +87,7 @@ async def _reserve(
     """
     size_bytes = sum(file.size_bytes for file in more)
     room = await head.space.room()
-    await head.quotas.take(call.claims, len(more), size_bytes)
+    await head.quotas.take(call.claims, ends_at(call.token), len(more), size_bytes)
     try:
         await before()
         # From here on nobody else has a turn before it counts.

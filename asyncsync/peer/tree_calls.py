@@ -13,8 +13,8 @@ from ..errors import (
     RefusedError,
     quote_some,
 )
-from ..secrets import Secret
 from ..wire import messages as m
+from ..wire.tokens import ends_at
 from .calls import Answer, Call, Head, answer, listed, message, text_of, texts, window
 from .listings import FILE_BYTES
 from .onward import level_of, queue
@@ -54,8 +54,9 @@ async def hello(head: Head, call: Call) -> Answer:
 
 
 async def renew(head: Head, call: Call) -> Answer:
-    shown = Secret(call.request.headers["Authorization"].removeprefix("Bearer "))
-    return answer(m.Renewed(token=head.renew(shown).reveal()))
+    token = head.renew(call.token)
+    await head.quotas.prolong(call.claims.id, ends_at(token))
+    return answer(m.Renewed(token=token.reveal()))
 
 
 async def authority(head: Head, call: Call) -> Answer:

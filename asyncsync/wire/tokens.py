@@ -34,6 +34,7 @@ __all__ = [
     "TokenError",
     "TokenFault",
     "claims_of",
+    "ends_at",
     "narrow",
 ]
 
@@ -226,10 +227,23 @@ def claims_of(token: Secret) -> Claims:
     Raises:
         ConfigError: it is not a token.
     """
+    return _said(token, -1)
+
+
+def _said(token: Secret, link: int) -> Claims:
     try:
-        return _claims(_parse(token).links[-1])
+        return _claims(_parse(token).links[link])
     except TokenError:
         raise ConfigError("this is no token; copy it again from where it was made") from None
+
+
+def ends_at(token: Secret) -> int:
+    """When a token ends, or the one that it was derived from: nothing with its id lasts longer.
+
+    Raises:
+        ConfigError: it is not a token.
+    """
+    return _said(token, 0).expires_at
 
 
 def narrow(token: Secret, claims: Claims) -> Secret:

@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio import to_thread
+from msgspec.structs import replace
 
 from asyncsync.digest import CHUNK_BYTES, digest
 from asyncsync.errors import ConfigError
@@ -39,13 +40,14 @@ from asyncsync.units import KIB, MIB
 from asyncsync.wire import messages as m
 from asyncsync.wire.claims import Claims
 from asyncsync.wire.limits import Limits
-from asyncsync.wire.tokens import HeadKey, KeyRing, Revoked
+from asyncsync.wire.tokens import HeadKey, KeyRing, Revoked, narrow
 
 from .raw_head import EVERYTHING, Answer, Line, RawHead, raw_head, request
 
 HELLO = m.ROUTES["hello"].url()
 HEADER = m.ROUTES["header"].url()
 SOON_S = 0.05
+DAY_S = 24 * 3600
 
 pytestmark = pytest.mark.one_loop
 
@@ -844,6 +846,33 @@ async def test_a_token_pushes_no_more_in_its_life_than_it_may(make: Make) -> Non
         await place.told("leave", m.Leave(), session=session, token=token)
         place.check(await place.begin("exp", ("w", 5), token=token), 507)
         session_of(await place.begin("exp", ("w", 4), token=token))
+
+
+async def test_a_cap_holds_also_when_a_token_is_narrowed_or_renewed(make: Make) -> None:
+    clock = FakeClock()
+    async with make(clock) as place:
+        keys, start = place.head._guard.keys, clock.now()
+        claims = Claims.new("exp", now=start, operations=EVERYTHING, max_bytes=10)
+        wide = keys.mint(claims)
+        short = narrow(wide, replace(claims, expires_at=int(start) + 60))
+
+        async def others_push() -> None:
+            other = Claims.new("exp", now=clock.now(), operations=EVERYTHING, max_bytes=10)
+            session_of(await place.begin("exp/other", ("w", 1), token=keys.mint(other)))
+
+        session = session_of(await place.begin("exp/a", ("w", 10), token=short))
+        headers = {m.OFFSET: "0"}
+        wrote = await place.told("write", b"x" * 10, session=session, token=short, headers=headers)
+        assert wrote.status == 200
+        clock._time += 4 * DAY_S
+        await others_push()
+        place.check(await place.begin("exp/b", ("w", 1), token=wide), 507)
+
+        renewed = m.decode((await place.told("renew", token=wide)).body, m.Renewed).token
+        clock._time += 4 * DAY_S
+        await others_push()
+        place.check(await place.begin("exp/b", ("w", 1), token=wide), 401)
+        place.check(await place.begin("exp/b", ("w", 1), token=Secret(renewed)), 507)
 
 
 async def test_what_a_token_has_pushed_is_known_when_the_head_starts_anew(

@@ -7,6 +7,7 @@ import os
 import stat
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 
 from asyncsync.errors import ConfigError
 from asyncsync.peer.keyfile import create_keys, load_keys, revoke, rotate_keys
-from asyncsync.peer.private_files import read_private
+from asyncsync.peer.private_files import read_private, write_private
 from asyncsync.secrets import Secret
 from asyncsync.wire.claims import DEFAULT_LIFE_S, Claims
 from asyncsync.wire.tokens import TokenError, narrow
@@ -343,10 +344,20 @@ def test_a_file_that_would_be_too_long_to_be_read_is_not_written(path: Path) -> 
     create_keys(path)
     before = path.read_bytes()
 
-    with pytest.raises(ConfigError, match="time for a new key"):
+    with pytest.raises(ConfigError, match="time to begin anew"):
         revoke(path, tokens=[f"{number:032x}" for number in range(2000)])
-
     assert path.read_bytes() == before
+
+    revoke(path, tokens=[f"{number:032x}" for number in range(1600)])
+    with suppress(ConfigError):
+        for _ in range(500):
+            rotate_keys(path, now=NOW)
+    with pytest.raises(ConfigError, match="time to begin anew"):
+        rotate_keys(path, now=NOW)
+    assert 10 < len(load_keys(path).keys) < 500
+    with pytest.raises(ConfigError, match="longer than 3 bytes"):
+        write_private(path, b"four", replace=True, most_bytes=3)
+    assert load_keys(path)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ from types import SimpleNamespace
 import anyio
 import pytest
 from anyio import to_thread
+from msgspec.structs import replace
 
 from asyncsync.concurrency import Threads
 from asyncsync.errors import NoSpaceError, NotFoundError, TransientError
 from asyncsync.peer.queues import Queues
-from asyncsync.peer.quotas import Quotas
+from asyncsync.peer.quotas import Quotas, _Used
 from asyncsync.peer.space import Room, Space
 from asyncsync.testing import FakeClock, settle
-from asyncsync.wire.claims import Claims
+from asyncsync.wire.claims import DEFAULT_LIFE_S, Claims
 from asyncsync.wire.limits import Limits
 
 
@@ -104,33 +105,37 @@ def _claims(*, max_files: int | None = None, max_bytes: int | None = None) -> Cl
     return Claims.new("exp", now=now, max_files=max_files, max_bytes=max_bytes)
 
 
+async def taken(quotas: Quotas, claims: Claims, files: int, size_bytes: int) -> None:
+    await quotas.take(claims, claims.expires_at, files, size_bytes)
+
+
 async def test_files_and_bytes_are_counted_up_to_the_cap() -> None:
     threads, claims = Threads(1), _claims(max_files=3, max_bytes=10)
     quotas = Quotas(None, threads, FakeClock())
-    await quotas.take(claims, 2, 4)
+    await taken(quotas, claims, 2, 4)
     for files, size in ((2, 0), (0, 7)):
         with pytest.raises(NoSpaceError, match="in all"):
-            await quotas.take(claims, files, size)
-    await quotas.take(claims, 1, 6)
+            await taken(quotas, claims, files, size)
+    await taken(quotas, claims, 1, 6)
     await quotas.give_back(claims.id, 1, 6)
-    await quotas.take(claims, 1, 6)
-    await quotas.take(_claims(), 10**9, 10**18)
-    await quotas.take(_claims(max_files=3), 3, 10**18)
+    await taken(quotas, claims, 1, 6)
+    await taken(quotas, _claims(), 10**9, 10**18)
+    await taken(quotas, _claims(max_files=3), 3, 10**18)
     threads.close()
 
 
 async def test_counts_stay_in_their_file_until_the_token_ends(tmp_path: Path) -> None:
     threads, clock, path = Threads(1), FakeClock(), tmp_path / "quotas"
     claims = _claims(max_bytes=10)
-    await Quotas(path, threads, clock).take(claims, 1, 10)
+    await taken(Quotas(path, threads, clock), claims, 1, 10)
     again = Quotas(path, threads, clock)
     await again.load()
     with pytest.raises(NoSpaceError):
-        await again.take(claims, 0, 1)
+        await taken(again, claims, 0, 1)
 
     clock._time += 8 * 24 * 3600
     other = Claims.new("exp", now=clock.now(), max_bytes=1)
-    await again.take(other, 0, 1)
+    await taken(again, other, 0, 1)
     text = await to_thread.run_sync(path.read_bytes)
     assert json.loads(text)["tokens"].keys() == {other.id}
     threads.close()
@@ -143,7 +148,40 @@ async def test_a_count_that_cannot_be_written_lets_nothing_in(tmp_path: Path) ->
     await quotas.load()
     for _ in range(2):
         with pytest.raises(TransientError) as caught:
-            await quotas.take(_claims(max_bytes=10), 1, 1)
+            await taken(quotas, _claims(max_bytes=10), 1, 1)
         assert "missing" not in str(caught.value), "where that is, is nobody's business"
     assert "cannot write" in told[1]
+    threads.close()
+
+
+async def test_a_count_stays_for_as_long_as_any_token_of_that_id() -> None:
+    threads, clock = Threads(1), FakeClock()
+    quotas, claims = Quotas(None, threads, clock), _claims(max_bytes=10)
+    renewed_until = claims.expires_at + DEFAULT_LIFE_S
+    soon = replace(claims, expires_at=claims.not_before + 1)
+    await quotas.take(soon, claims.expires_at, 1, 10)
+    for ends_at, until in ((claims.expires_at, renewed_until), (renewed_until, renewed_until)):
+        clock._time = ends_at - claims.not_before
+        await taken(quotas, Claims.new("exp", now=clock.now(), max_bytes=1), 0, 1)
+        with pytest.raises(NoSpaceError):
+            await quotas.take(soon, until, 0, 1)
+        await quotas.prolong(claims.id, until)
+        await quotas.prolong(claims.id, claims.expires_at)
+    threads.close()
+
+
+async def test_counts_of_thousands_of_tokens_can_be_read_again(tmp_path: Path) -> None:
+    threads, path = Threads(1), tmp_path / "quotas"
+    quotas = Quotas(path, threads, FakeClock())
+    quotas._used = {f"{n:032x}": _Used(1, 2**40, 2**40) for n in range(10_000)}
+    await taken(quotas, _claims(max_bytes=1), 0, 1)
+    again = Quotas(path, threads, FakeClock())
+    await again.load()
+    assert len(again._used) == 10_001
+
+    used = {f"{n:032x}": _Used(2**40, 2**40, 2**40) for n in range(250_000)}
+    quotas._used = used
+    with pytest.raises(TransientError):  # else no head could be started with it
+        await taken(quotas, _claims(max_bytes=1), 0, 1)
+    await again.load()
     threads.close()
