@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 
+from ..concurrency import each
 from ..digest import digest
 from ..errors import (
     BusyError,
@@ -220,21 +221,22 @@ class Upload:
 
     async def _nested_there(self) -> tuple[NestedEntry, ...]:
         """Commits that lie inside the target: trees of their own, which this one only names."""
-        entries = list[NestedEntry]()
         try:
-            async for found in self._store.find(self._tree):
-                path = found.tree[len(self._tree) :].lstrip("/")
-                if path and (header := await self._header(found.tree)) is not None:
-                    entries.append(NestedEntry(path, header.identity))
+            trees = [found.tree async for found in self._store.find(self._tree)]
         except NotFoundError:
             return ()
-        return tuple(entries)
+        headers = dict[str, Header]()
 
-    async def _header(self, tree: str) -> Header | None:
-        try:
-            return await self._store.read_header(tree)
-        except NotFoundError:  # deleted since the listing
-            return None
+        async def read(tree: str) -> None:
+            with suppress(NotFoundError):  # deleted since the listing
+                headers[tree] = await self._store.read_header(tree)
+
+        await each([tree for tree in trees if tree != self._tree], read)
+        return tuple(
+            NestedEntry(tree[len(self._tree) :].lstrip("/"), headers[tree].identity)
+            for tree in trees
+            if tree in headers
+        )
 
     def _selection(self, kind: Kind) -> Selection:
         asked = self._request.selection

@@ -27,7 +27,7 @@ from asyncsync.errors import (
     RefusedError,
 )
 from asyncsync.events import Committed, Moved, Planned, Skipped, Started
-from asyncsync.manifest import Kind, Manifest, decode
+from asyncsync.manifest import Header, Kind, Manifest, decode
 from asyncsync.names import MANIFEST, new_attempt
 from asyncsync.storage import Durability, Intent
 from asyncsync.storage.committed.writer import CommittedWriter
@@ -624,6 +624,33 @@ async def test_a_commit_made_inside_later_is_named_by_the_next_sync(tmp_path: Pa
     assert disk(tmp_path / "s/trial/ckpt_1", tmp_path / "s/trial/ckpt_2") == before
     assert (outer.files, outer.sent_files, outer.deleted_files) == (1, 1, 0)
     assert _nested(tmp_path / "s/trial") == {"ckpt_1": one.identity, "ckpt_2": two.identity}
+
+
+async def test_commits_inside_are_looked_at_several_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, target = make(tmp_path / "trial", {"log": b"1"}), tmp_path / "store" / "trial"
+    await asyncsync.sync_up(trial, target, kind="rolling")
+    for step in range(8):
+        made = make(tmp_path / "made" / f"{step}", {"w": b"%d" % step})
+        await asyncsync.sync_up(made, target / f"ckpt_{step}")
+    make(trial, {"log": b"12"})
+    read, asked, all_asked = LocalTrees.read_header, 0, anyio.Event()
+
+    async def together(self: LocalTrees, tree: str) -> Header:
+        nonlocal asked
+        if "ckpt_" in tree:
+            asked += 1
+            if asked == 8:
+                all_asked.set()
+            await all_asked.wait()
+        return await read(self, tree)
+
+    monkeypatch.setattr(LocalTrees, "read_header", together)
+    with anyio.fail_after(10):
+        await asyncsync.sync_up(trial, target)
+
+    assert list(_nested(target)) == [f"ckpt_{step}" for step in range(8)]
 
 
 async def test_the_files_of_a_commit_inside_are_listed_only_by_it(
