@@ -318,6 +318,7 @@ async def commit(head: Head, call: Call) -> Answer:
             text = await head.bodies.whole(call.request, length)
             await _refuse_busy(head, push)
             whole = await head.threads.run(lambda: decode(text.splitlines(keepends=True)))
+        await head.space.room()  # only to see that the root is where it was
         durability = await head.pushes.in_time(lambda: push.commit(whole))
     if push.intent.group is None:  # else it is a part, which nobody sees yet
         await queue(head.onward, push.tree, whole.identity)

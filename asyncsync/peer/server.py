@@ -195,7 +195,7 @@ class PeerServer:
             walks=Budget(count // 2),
             hashing=Budget(self._limits.hash_threads),
             bodies=bodies,
-            space=Space(root, threads, self._limits),
+            space=await threads.run(Space, root, threads, self._limits),
             reads=reads,
             pushes=pushes,
             ledger=Ledger(self._limits.max_listing_bytes),

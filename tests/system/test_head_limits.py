@@ -1079,6 +1079,29 @@ async def test_a_root_that_goes_away_is_an_error_for_those_who_push(make: Make) 
         await to_thread.run_sync(place.root.mkdir)
 
 
+async def test_nothing_is_acknowledged_while_another_directory_has_the_place_of_the_root(
+    make: Make,
+) -> None:
+    async with make() as place:
+        session = session_of(await place.begin("exp"))
+        away = place.top / "away"
+
+        def swap() -> None:
+            place.root.rename(away)
+            place.root.mkdir()
+
+        def swap_back() -> None:
+            place.root.rmdir()
+            away.rename(place.root)
+
+        await to_thread.run_sync(swap)
+        text = b"".join(encode(make_manifest({})))
+        place.check(await place.begin("other", ("w", 1)), 503)
+        place.check(await place.told("commit", text, session=session), 503)
+        await to_thread.run_sync(swap_back)
+        assert (await place.told("commit", text, session=session)).status == 200
+
+
 async def test_the_marker_of_another_root_is_told_and_not_replaced(make: Make) -> None:
     async with make() as place:
         first = m.decode((await place.told("mark", m.Mark(tree="", marker=b"mine"))).body, m.Marked)

@@ -45,14 +45,18 @@ async def test_a_part_of_the_disk_always_stays_free(monkeypatch: pytest.MonkeyPa
         (Limits(disk_reserve_ratio=0, disk_reserve_bytes=300), 700),
         (Limits(disk_reserve_ratio=0.5, disk_reserve_bytes=300), -4000),
     ):
-        assert await Space("/", threads, limits).room() == Room(free)
+        space = await threads.run(Space, "/", threads, limits)
+        assert await space.room() == Room(free)
     threads.close()
 
 
 async def test_a_root_that_is_gone_is_an_error_that_does_not_say_where(tmp_path: Path) -> None:
-    threads = Threads(1)
+    threads, root = Threads(1), tmp_path / "gone"
+    await to_thread.run_sync(root.mkdir)
+    space = await threads.run(Space, str(root), threads, Limits())
+    await to_thread.run_sync(root.rmdir)
     with pytest.raises(NotFoundError) as caught:
-        await Space(str(tmp_path / "gone"), threads, Limits()).room()
+        await space.room()
     threads.close()
 
     assert str(tmp_path) not in str(caught.value)
