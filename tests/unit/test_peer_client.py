@@ -396,6 +396,20 @@ async def test_an_address_without_a_port_is_named_before_a_token_is_looked_for(
         await to_thread.run_sync(find_access, address, True)
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610])
+async def test_a_token_that_others_may_read_is_not_used(mode: int) -> None:
+    path = joined_file("127.0.0.1:7")
+
+    def place() -> None:
+        _write(path, Join(address="127.0.0.1:7", token=_token()))
+        path.chmod(mode)
+
+    await to_thread.run_sync(place)
+    with pytest.raises(ConfigError, match="may be read by others; chmod 600"):
+        await to_thread.run_sync(find_access, "127.0.0.1:7", False)
+    await to_thread.run_sync(path.unlink)
+
+
 async def test_a_directory_in_the_place_of_a_token_is_named() -> None:
     path = joined_file("127.0.0.1:7")
     await to_thread.run_sync(lambda: path.mkdir(parents=True))
