@@ -93,7 +93,8 @@ class Restore:
             except (AsyncSyncError, TimeoutError) as exc:
                 if place == self._remote:
                     raise
-                self._observe(Skipped(path=str(place), reason=f"no copy is read there: {exc}"))
+                why = str(exc) or f"it has not answered within {_LOOK_S:g} s"
+                self._observe(Skipped(path=str(place), reason=f"no copy is read there: {why}"))
 
         places = [*self._copies, self._remote]
         await each(places, look)

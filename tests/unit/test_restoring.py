@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from asyncsync.errors import (
@@ -11,9 +12,9 @@ from asyncsync.errors import (
     TransferError,
     TransientError,
 )
-from asyncsync.events import Event, FellBack
+from asyncsync.events import Event, FellBack, Skipped
 from asyncsync.location import Location
-from asyncsync.syncing import Commit, Receipt
+from asyncsync.syncing import Commit, Receipt, restoring
 from asyncsync.syncing.restoring import Restore
 
 
@@ -36,6 +37,27 @@ async def test_only_the_last_place_is_waited_for() -> None:
 
     assert tried == [(f"{place}/c", place == places[2]) for place in places]
     assert [type(event) for event in heard] == [FellBack, FellBack]
+
+
+async def test_a_place_that_does_not_answer_is_left_out_and_the_reason_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(restoring, "_LOOK_S", 0.01)
+    heard: list[Event] = []
+
+    async def find(place: Location, patient: bool) -> list[Commit]:
+        if not patient:
+            await anyio.sleep_forever()
+        return [Commit(location=f"{place}/c", name="c", step=1, identity="x")]
+
+    async def fetch(commit: Commit, patient: bool) -> Receipt:
+        return Receipt(location="", identity="x", kind="sealed", files=1, size_bytes=1)
+
+    remote, copy = Location.parse("/t"), Location.parse("peer://10.0.0.9:7420/t")
+    await Restore(remote, [copy], find, fetch, heard.append).run(None, fallback=False)
+
+    why = "no copy is read there: it has not answered within 0.01 s"
+    assert heard == [Skipped(path=str(copy), reason=why)]
 
 
 BOTH = [IntegrityError("f1 is damaged"), IntegrityError("f2 is damaged")]
