@@ -98,10 +98,15 @@ class Listeners:
             self.error = StalledError(f"the observer is {_KEPT} events behind")
             return
         if self._thread is None:
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._call, args=(self._observe,), name="asyncsync-observer", daemon=True
             )
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError as exc:  # the machine has no more threads
+                self.error = exc
+                return
+            self._thread = thread
         self._queue.put(notice)
 
     def _call(self, observe: Watcher) -> None:

@@ -54,7 +54,7 @@ class Ticket:
             What the syncer returned; None if it returns nothing, or nothing has to be moved.
 
         Raises:
-            Exception: what the syncer raised at the last attempt, with a note of where instead of its
+            Exception: what the syncer raised at the last attempt, with a note of where instead of a
                 traceback; TransientError if the scheduler was left, or its deadline was over,
                 before it was done.
         """

@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from ..clock import Clock, SystemClock
 from ..concurrency import Threads
-from ..errors import ClashError, ConfigError
+from ..errors import ClashError, ConfigError, StalledError
 from ..patterns import Selection
 from ..scheduling import SyncScheduler
 from ..syncing import Path, local_path, within
@@ -121,7 +121,7 @@ class Watch:
         self._rescan_s = _RESCAN_S
         self._woken = anyio.Event()
         self._place: tuple[int, int] | None = None
-        self.away = False
+        self.away = self._looking = False
         self._rest = ""
         self._watched: anyio.CancelScope | None = None
 
@@ -182,20 +182,29 @@ class Watch:
         if (wait_s := min(scan_s, next_s)) > 0:
             await within(self._clock, wait_s, self._woken.wait)
 
-    async def _look(self, threads: Threads) -> Look | OSError:
+    async def _look(self, threads: Threads) -> Look | Exception:
+        if self._looking:  # a look that a mount does not answer goes on until it does
+            return StalledError("the network mount still does not answer")
+        self._looking = True
         try:
-            return await threads.run(look_at, self._directory, self._checkpoints, self._exclude)
-        except OSError as exc:
+            return await threads.run(self._walk)
+        except (OSError, StalledError) as exc:
             return exc
+
+    def _walk(self) -> Look:
+        try:
+            return look_at(self._directory, self._checkpoints, self._exclude)
+        finally:
+            self._looking = False
 
     def _save_all(
         self,
-        look: Look | OSError,
+        look: Look | Exception,
         group: anyio.abc.TaskGroup | None,
         saving: anyio.abc.TaskGroup,
     ) -> None:
         """Report what has changed, and save the checkpoints that are complete."""
-        if isinstance(look, OSError):
+        if isinstance(look, Exception):
             self._note_away(look)
             return
         if look.place != self._place:
@@ -206,9 +215,9 @@ class Watch:
         for ready in self._settling.look(look.checkpoints, self._clock.monotonic()):
             saving.start_soon(self._save, ready)
 
-    def _note_away(self, reason: OSError) -> None:
+    def _note_away(self, reason: Exception) -> None:
         if not self.away:
-            self._observe(Away(self._directory, reason.strerror or str(reason)))
+            self._observe(Away(self._directory, getattr(reason, "strerror", None) or str(reason)))
         if self._watched is not None:
             self._watched.cancel()  # what was moved away is not ours any more
         self.away, self._place = True, None

@@ -250,6 +250,8 @@ def _works_again(steps: list[Step], overlap: Overlap, max_syncs: int, tmp_path: 
             assert error is None or isinstance(error, DrainError)
             assert not scheduler.status().blocked
             life.check_durable(set())
+            ends = [str(ticket.error) for ticket, _, _ in life.tickets]
+            assert not [end for end in ends if "was left" in end]  # who was cancelled has no ticket
             leaving = asyncio.create_task(scheduler.__aexit__(None, None, None))
             await life.until(leaving.done, 20_000)
             await leaving

@@ -15,7 +15,7 @@ import pytest
 
 from asyncsync import SyncConfig
 from asyncsync.errors import ConfigError, ConflictError, TransferError, TransientError
-from asyncsync.scheduling import Alarm, DrainError, Started, SyncScheduler, Ticket
+from asyncsync.scheduling import Alarm, DrainError, Notice, Started, Synced, SyncScheduler, Ticket
 from asyncsync.scheduling.jobs import Job, Urgency
 from asyncsync.scheduling.ledger import Ledger
 from asyncsync.testing import settle
@@ -374,6 +374,26 @@ async def test_a_rest_between_two_attempts_is_no_time_in_line(stage: Stage) -> N
         assert [event.queued_s for event in stage.told(Started)] == pytest.approx([0] * 3)
         assert [alarm.queued_s for alarm in stage.told(Alarm)] == [0]
         del stage.syncer.acts["x://a"]
+
+
+async def test_where_there_is_no_thread_for_the_observer_syncs_go_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    heard: list[Notice] = []
+    async with stage.open(observe=heard.append) as scheduler:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", full)
+            scheduler.report("a")
+            with pytest.raises(ConfigError, match="new thread"):
+                await stage.drive(scheduler.drain())
+        scheduler.report("a")
+        await stage.drive(scheduler.drain())
+
+    assert len(stage.syncer.at("x://a")) == 2
+    assert [type(event) for event in heard] == [Started, Synced]
 
 
 async def test_a_checkpoint_that_waits_for_its_period_waits_for_no_slot(stage: Stage) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 import asyncsync
 from asyncsync import StorageSyncer, SyncConfig
+from asyncsync.concurrency import Threads
 from asyncsync.errors import AccessDeniedError, ConfigError, TransientError
 from asyncsync.patterns import Selection
 from asyncsync.scheduling import DrainError, Failed, Notice, Synced, SyncScheduler
@@ -33,7 +35,7 @@ from asyncsync.watching import (
     Sight,
     Watch,
 )
-from asyncsync.watching.looks import look_at
+from asyncsync.watching.looks import Look, look_at
 
 from .trees import content, make
 
@@ -523,3 +525,43 @@ def test_a_look_sees_checkpoints_and_the_rest_apart(tmp_path: Path) -> None:
         look_at(str(tmp_path / "nowhere"), *checkpoints)
     with pytest.raises(NotADirectoryError):
         look_at(str(tmp_path / "log"), *checkpoints)
+
+
+async def test_a_mount_that_does_not_answer_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, answers, looks = threading.Event(), threading.Event(), 0
+
+    def slow(*args: Any) -> Look:
+        nonlocal looks
+        looks += 1
+        if hangs.is_set():
+            assert answers.wait(20)
+        return look_at(*args)
+
+    monkeypatch.setattr("asyncsync.watching.watch.look_at", slow)
+    monkeypatch.setattr(
+        "asyncsync.watching.watch.Threads", lambda count: Threads(count, stall_s=0.05)
+    )
+    stage = Stage(tmp_path)
+    make(stage.directory, {"log": b"1"})
+    try:
+        async with stage.watching():
+            await stage.until(stage.synced)
+            hangs.set()
+            await stage.until(lambda: stage.sights)
+            before = looks
+            await stage.pass_time(20)
+            assert looks == before  # one hangs; others would only queue up behind it
+            hangs.clear()
+            answers.set()
+            await stage.until(lambda: len(stage.sights) > 1)
+            make(stage.directory / "checkpoint_1", {"w": b"1"})
+            await stage.until(lambda: stage.saved("checkpoint_1"))
+    finally:
+        answers.set()
+
+    away, back = stage.sights
+    assert isinstance(away, Away)
+    assert "does not answer" in away.reason
+    assert isinstance(back, Back)
