@@ -410,6 +410,14 @@ async def test_a_token_that_others_may_read_is_not_used(mode: int) -> None:
     await to_thread.run_sync(path.unlink)
 
 
+async def test_a_token_for_another_head_is_not_shown_to_this_one() -> None:
+    path = joined_file("127.0.0.1:7")
+    await to_thread.run_sync(_write, path, Join(address="127.0.0.1:8", token=_token()))
+    with pytest.raises(ConfigError, match="is for another head; join this one again"):
+        await to_thread.run_sync(find_access, "127.0.0.1:7", False)
+    await to_thread.run_sync(path.unlink)
+
+
 async def test_a_directory_in_the_place_of_a_token_is_named() -> None:
     path = joined_file("127.0.0.1:7")
     await to_thread.run_sync(lambda: path.mkdir(parents=True))
