@@ -418,6 +418,24 @@ async def test_a_token_for_another_head_is_not_shown_to_this_one() -> None:
     await to_thread.run_sync(path.unlink)
 
 
+async def test_it_is_said_where_a_join_string_stands_that_is_none(monkeypatch: Patch) -> None:
+    path = joined_file("127.0.0.1:7")
+
+    def place() -> None:
+        path.parent.mkdir(parents=True)
+        path.touch(0o600)
+
+    await to_thread.run_sync(place)
+    with pytest.raises(ConfigError, match=f"{path}: this is no join string"):
+        await to_thread.run_sync(find_access, "127.0.0.1:7", False)
+    monkeypatch.setenv("ASYNCSYNC_JOIN", "asj1.hunter2")
+    with pytest.raises(ConfigError, match="ASYNCSYNC_JOIN: the join string is damaged") as caught:
+        await to_thread.run_sync(find_access, "127.0.0.1:7", False)
+    await to_thread.run_sync(path.unlink)
+
+    assert "hunter2" not in str(caught.value)
+
+
 async def test_a_directory_in_the_place_of_a_token_is_named() -> None:
     path = joined_file("127.0.0.1:7")
     await to_thread.run_sync(lambda: path.mkdir(parents=True))

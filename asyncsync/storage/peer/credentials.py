@@ -97,7 +97,7 @@ def keep_access(address: str, access: Access) -> None:
 
 def _from_environment(environ: Mapping[str, str]) -> Join | None:
     line = environ.get(VARIABLE)
-    return Join.parse(Secret(line)) if line else None
+    return _parsed(line, VARIABLE) if line else None
 
 
 def _from_file(path: Path, address: str) -> tuple[Join, str]:
@@ -117,7 +117,14 @@ def _from_file(path: Path, address: str) -> tuple[Join, str]:
     except OSError as exc:
         raise ConfigError(f"{quote(str(path))}: {exc.strerror}; join the head again") from exc
     line, _, authority = text.partition("\n")
-    join = Join.parse(Secret(line))
+    join = _parsed(line, quote(str(path)))
     if join.address != address:
         raise ConfigError(f"{quote(str(path))} is for another head; join this one again")
     return join, authority
+
+
+def _parsed(line: str, where: str) -> Join:
+    try:
+        return Join.parse(Secret(line))
+    except ConfigError as exc:
+        raise ConfigError(f"{where}: {exc}") from None
