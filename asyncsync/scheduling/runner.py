@@ -151,12 +151,9 @@ class Runner:
         left.__cause__ = self.failure
         for ticket in set(self._tickets.values()).union(*self._trials.values()):
             ticket._end(None, left)
-        self._tickets.clear()
-        trials = list(self._trials)
-        self._trials.clear()
-        self._attempts.clear()
-        for trial in trials:
-            self._look_again(trial)
+        for kept in (self._tickets, self._trials, self._attempts):
+            kept.clear()
+        self._all_look_again()
         self.wake()
 
     def raise_failure(self) -> None:
@@ -360,8 +357,7 @@ class Runner:
         why = self._stopped.pop(job, "")
         if attempt.stuck:
             self._book.stuck(job, now)
-            for trial in list(self._waiters):  # any of them may stand behind it
-                self._look_again(trial)
+            self._all_look_again()  # any of them may stand behind it
             self._tell(Blocked(trial=job.trial, target=job.target))
         elif attempt.succeeded:
             self._book.succeeded(job, now)
@@ -442,6 +438,10 @@ class Runner:
         """Whoever waits for a trial looks whether it has all it waits for."""
         if (waiter := self._waiters.pop(trial, None)) is not None:
             waiter.set()
+
+    def _all_look_again(self) -> None:
+        for trial in list(self._waiters):
+            self._look_again(trial)
 
     def _unstuck(self, job: Job) -> None:
         """What was left behind has ended after all."""

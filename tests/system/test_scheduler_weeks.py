@@ -230,6 +230,30 @@ async def test_a_trial_that_goes_down_is_over_when_nothing_is_written_there_any_
         assert set(scheduler._ledger._pages) == {"a"}
 
 
+async def test_completion_ends_when_the_scheduler_does_before_a_sync_has_begun(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(job: Job) -> None:
+        await anyio.sleep_forever()
+
+    completing: list[asyncio.Task[None]] = []
+
+    async def train() -> None:
+        async with stage.open() as scheduler:
+            monkeypatch.setattr(scheduler._runner, "_run", never)
+            scheduler.add("d", local_dir=stage.place / "d", remote_dir="x://d", direction="down")
+            scheduler.report("d")
+            await settle()
+            completing.append(asyncio.create_task(scheduler.complete("d")))
+            await settle()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await train()
+    with anyio.fail_after(5):
+        await completing[0]
+
+
 async def test_completion_waits_for_a_checkpoint_that_is_being_looked_at(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

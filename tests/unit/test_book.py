@@ -152,6 +152,24 @@ def test_a_minute_is_worth_a_step_of_urgency(later_s: float, first: str) -> None
     assert [job.trial for job in book.starts(100.0)] == [first]
 
 
+def test_a_newer_version_has_the_turn_and_the_urgency_of_the_one_whose_place_it_takes() -> None:
+    book, (tree, *_) = make(slots=1)
+    book.ask(checkpoint("t3", "c"), 0.0)
+    (running,) = book.starts(0.0)
+    book.ask(checkpoint("t2", "c"), 1.0)
+    book.ask(book.job_of(tree, Urgency.FINAL), 2.0)
+    book.ask(checkpoint("t1", "c"), 3.0)
+    book.ask(checkpoint("t2", "c"), 4.0)
+    book.ask(book.job_of(tree, Urgency.FORCED), 70.0)
+    book.succeeded(running, 80.0)
+    order = []
+    while jobs := book.starts(80.0):
+        order.append(jobs[0].target)
+        book.succeeded(jobs[0], 80.0)
+
+    assert order == ["x://t0", "x://t2/c", "x://t1/c"]
+
+
 def test_what_has_been_replaced_in_line_takes_no_room_there() -> None:
     book, _ = make(slots=1)
     book.ask(checkpoint("t0", "c"), 0.0)
@@ -222,6 +240,19 @@ def test_the_last_sync_of_a_trial_is_never_skipped() -> None:
 
     assert decision is Decision.JOIN
     assert [job.urgency for job in book.starts(2.0)] == [Urgency.FINAL]
+
+
+def test_a_tree_whose_sync_was_skipped_stays_due() -> None:
+    book, (tree, *_) = make(overlap="skip")
+    book.report(tree, 0.0)
+    (running,) = book.starts(0.0)
+    decision, _ = book.ask(book.job_of(tree, Urgency.FORCED), 5.0)
+    book.succeeded(running, 10.0)
+
+    assert decision is Decision.DROP
+    assert tree.changed_at == 5.0
+    assert book.starts(PERIOD - 0.001) == []
+    assert [job.tree for job in book.starts(PERIOD)] == [tree]
 
 
 def test_a_version_that_is_revoked_gives_its_place_back_to_the_one_before() -> None:
