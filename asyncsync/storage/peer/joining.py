@@ -14,7 +14,6 @@ from ...wire import messages as m
 from ...wire.failures import UnauthorizedError
 from ...wire.joining import Join
 from ...wire.tokens import claims_of
-from ...wire.trust import client_context
 from .credentials import Access, joined_file, keep_access
 from .link import Link, fetch_authority
 
@@ -54,11 +53,9 @@ async def join_head(
         AccessDeniedError: the head does not take the token.
         AsyncSyncError: nobody answers, or the file cannot be written.
     """
-    join, authority = Join.parse(line), ""
-    if join.fingerprint is not None:
-        authority = await fetch_authority(join.address, threads)
-        client_context(authority, fingerprint=join.fingerprint)  # before the token is shown
+    join = Join.parse(line)
     secure = join.fingerprint is not None
+    authority = await fetch_authority(join.address, threads) if secure else ""
     path = joined_file(join.address, environ)
     access = Access.of(join, authority, path)
     link = Link(join.address, secure=secure, threads=threads, max_requests=1, access=access)
