@@ -121,7 +121,7 @@ def _range(request: web.BaseRequest, file: NewFile) -> tuple[int, int]:
 async def turn(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.Turn)
     commit, now = f"{call.tree(asked.tree)}\n{asked.identity}", head.clock.monotonic()
-    if max(map(len, (asked.identity, asked.reader, asked.held))) > _MAX_WORD:
+    if max(len(asked.identity), len(asked.held)) > _MAX_WORD:
         raise FormatError("a turn that makes no sense")
     if asked.became == "done":
         head.turns.done(commit, asked.reader, _holder(asked), now)

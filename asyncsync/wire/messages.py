@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -38,6 +38,7 @@ __all__ = [
     "Held",
     "HeldLine",
     "Hello",
+    "Id",
     "Leave",
     "Level",
     "Mark",
@@ -85,6 +86,10 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
 
 Text = str | list[str]
 """A path: text, or base64 in a list where it is not UTF-8."""
+
+
+Id = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+"""What tells one attempt, or one reader, from all others. A head names directories by it."""
 
 
 class TreeName(Message, kw_only=True):
@@ -135,7 +140,7 @@ class Member(Message, kw_only=True):
 class Begin(TreeName, kw_only=True):
     """The first line of a plan; the files follow, a `FileLine` each. See `Intent`."""
 
-    attempt: str
+    attempt: Id
     expect: str | None = None
     in_place: bool = False
     writer: str = ""
@@ -152,7 +157,7 @@ class PartWindow(Window, kw_only=True):
 class Gather(TreeName, kw_only=True):
     """See `TreeStore.gather`."""
 
-    attempt: str
+    attempt: Id
     expect: str | None = None
     writer: str = ""
     group: Member
@@ -249,7 +254,7 @@ class Turn(TreeName, kw_only=True):
     """
 
     identity: str
-    reader: str
+    reader: Id
     became: Literal["ask", "done", "failed"] = "ask"
     line: str = ""
     held: str = ""

@@ -296,6 +296,27 @@ async def test_a_manifest_that_no_tree_can_have_is_refused(
 # -- messages
 
 
+NO_IDS = [
+    *("", "0" * 31, "0" * 33, "A" * 32, "g" * 32, "0" * 32 + "\n", "\0" * 32, "\u0660" * 32),
+    *("/../../../evil", "x/../../y", "../" * 10 + "ab", "." * 32, "/" * 32),
+]
+
+
+@pytest.mark.parametrize("attempt", NO_IDS)
+async def test_no_attempt_has_such_a_name(place: RawHead, attempt: str) -> None:
+    """A directory is named by it; the first one is a way for what the second leads out by."""
+    before = await place.content()
+    group = m.Member(id="one", rank=0, size=1)
+    for name in ("", attempt):
+        begin = m.encode(m.Begin(tree="exp", attempt=name)) + b"\n"
+        place.check(await place.told("begin", begin), 400)
+        gather = m.Gather(tree="exp", attempt=name, group=group)
+        place.check(await place.told("gather", gather), 400)
+        turn = m.Turn(tree="exp", identity="0" * 64, reader=name)
+        place.check(await place.told("turn", turn), 400)
+    assert await place.content() == before
+
+
 BOMBS = {
     "deep": b"[" * 100_000,
     "deep and closed": b"[" * 100_000 + b"]" * 100_000,
