@@ -37,9 +37,10 @@ def one_error() -> Iterator[None]:
         first = next((exc for exc in leaves if exc not in ours), leaves[0])
         if len(ours) < len(leaves) or len(ours) == 1:
             raise first from first.__cause__
-        texts = "; ".join(str(exc) for exc in ours[:3])
-        more = f"; and {len(ours) - 3} more" if len(ours) > 3 else ""
-        raise TransferError(f"{len(ours)} files failed: {texts}{more}", failures=ours) from group
+        texts = list(dict.fromkeys(map(str, ours)))  # of a full disk, all say the same
+        more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
+        shown = "; ".join(texts[:3]) + more
+        raise TransferError(f"{len(ours)} files failed: {shown}", failures=ours) from group
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

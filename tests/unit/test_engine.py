@@ -337,6 +337,15 @@ async def test_failures_at_once_are_one_error_that_has_them_all() -> None:
     assert "\n" not in str(caught.value)
 
 
+async def test_what_all_failures_say_is_said_once() -> None:
+    world = World(failing={f"f{n:04}": DeviceError("broken") for n in range(4)})
+    with pytest.raises(TransferError) as caught:
+        await _send(_files(4, MIB), world)
+
+    assert str(caught.value) == "4 files failed: broken"
+    assert len(caught.value.failures) == 4
+
+
 async def test_a_bug_wins_over_failures_at_the_same_time() -> None:
     world = World(failing={"f0000": DeviceError("broken"), "f0001": ZeroDivisionError("a bug")})
 
