@@ -23,7 +23,6 @@ from .turns import ORIGIN, Holder
 __all__ = ["close", "open_", "read", "read_many", "turn"]
 
 _RANGE = re.compile(r"bytes=(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
-_MAX_WORD = 4096
 _BATCH_BYTES = CHUNK_BYTES + 64 * KIB
 _BATCH_FILES = 4096
 
@@ -121,8 +120,6 @@ def _range(request: web.BaseRequest, file: NewFile) -> tuple[int, int]:
 async def turn(head: Head, call: Call) -> Answer:
     asked = await message(head, call, m.Turn)
     commit, now = f"{call.tree(asked.tree)}\n{asked.identity}", head.clock.monotonic()
-    if max(len(asked.identity), len(asked.held)) > _MAX_WORD:
-        raise FormatError("a turn that makes no sense")
     if asked.became == "done":
         head.turns.done(commit, asked.reader, _holder(asked), now)
     elif asked.became == "failed":

@@ -60,6 +60,7 @@ __all__ = [
     "TreeName",
     "Turn",
     "Window",
+    "Word",
     "decode",
     "encode",
     "lines_of",
@@ -92,6 +93,10 @@ Id = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 """What tells one attempt, or one reader, from all others. A head names directories by it."""
 
 
+Word = Annotated[str, msgspec.Meta(max_length=256)]
+"""What is remembered of a request, and is no longer than a digest by much."""
+
+
 class TreeName(Message, kw_only=True):
     """A request about a tree."""
 
@@ -107,7 +112,7 @@ class Window(TreeName, kw_only=True):
 class Delete(TreeName, kw_only=True):
     """See `TreeStore.delete`."""
 
-    expect: str | None = None
+    expect: Word | None = None
     uncommitted: bool = False
 
 
@@ -126,13 +131,13 @@ class Mark(TreeName, kw_only=True):
 class Open(TreeName, kw_only=True):
     """Files of a tree shall be read: those of the commit `identity`, or whatever lies there."""
 
-    identity: str | None = None
+    identity: Word | None = None
 
 
 class Member(Message, kw_only=True):
     """One writer of a group; see `Group`."""
 
-    id: str
+    id: Word
     rank: int
     size: int
 
@@ -141,9 +146,9 @@ class Begin(TreeName, kw_only=True):
     """The first line of a plan; the files follow, a `FileLine` each. See `Intent`."""
 
     attempt: Id
-    expect: str | None = None
+    expect: Word | None = None
     in_place: bool = False
-    writer: str = ""
+    writer: Word = ""
     keep: bool = False
     group: Member | None = None
 
@@ -158,8 +163,8 @@ class Gather(TreeName, kw_only=True):
     """See `TreeStore.gather`."""
 
     attempt: Id
-    expect: str | None = None
-    writer: str = ""
+    expect: Word | None = None
+    writer: Word = ""
     group: Member
 
 
@@ -253,7 +258,7 @@ class Turn(TreeName, kw_only=True):
             there; empty: they cannot.
     """
 
-    identity: str
+    identity: Word
     reader: Id
     became: Literal["ask", "done", "failed"] = "ask"
     line: str = ""

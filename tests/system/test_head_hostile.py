@@ -317,6 +317,20 @@ async def test_no_attempt_has_such_a_name(place: RawHead, attempt: str) -> None:
     assert await place.content() == before
 
 
+async def test_what_is_remembered_of_a_request_is_short(place: RawHead) -> None:
+    for length, status in ((256, 200), (257, 400)):
+        word = "w" * length
+        begin = m.encode(m.Begin(tree="exp", attempt=SESSION, writer=word)) + b"\n"
+        turn = m.Turn(tree="exp", identity=word, reader=SESSION)
+        assert (await place.told("begin", begin)).status == status
+        assert (await place.told("turn", turn)).status == status
+    expect = m.encode(m.Begin(tree="exp", attempt=SESSION, expect="0" * 257)) + b"\n"
+    place.check(await place.told("begin", expect), 400)
+    for name in ("open", "delete"):
+        field = {"open": "identity", "delete": "expect"}[name]
+        place.check(await place.told(name, {"tree": "exp", field: "0" * 257}), 400)
+
+
 BOMBS = {
     "deep": b"[" * 100_000,
     "deep and closed": b"[" * 100_000 + b"]" * 100_000,
