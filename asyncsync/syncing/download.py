@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from ..digest import chunk_count
 from ..errors import (
+    AsyncSyncError,
     ClashError,
     ConfigError,
     IntegrityError,
     NotCommittedError,
     NotFoundError,
+    TransferError,
     quote,
     quote_some,
 )
@@ -163,10 +165,11 @@ class Download:
         """Put into place what an earlier restore had committed when it was interrupted."""
         if not await self._threads.run(os.path.lexists, f"{self._request.local}/{NEXT}"):
             return
-        there = await self._target.read_header(self._target_tree)
-        intent = Intent(attempt=new_attempt(), expect=there.identity, in_place=True)
-        async with self._target.begin(self._target_tree, intent):
-            return
+        with _of_target():
+            there = await self._target.read_header(self._target_tree)
+            intent = Intent(attempt=new_attempt(), expect=there.identity, in_place=True)
+            async with self._target.begin(self._target_tree, intent):
+                return
 
     # -- deciding
 
@@ -223,7 +226,8 @@ class Download:
     async def _previous(self, whole: Manifest) -> Manifest | None:
         """What an earlier restore put into the directory."""
         try:
-            previous = await self._target.read_manifest(self._target_tree)
+            with _of_target():
+                previous = await self._target.read_manifest(self._target_tree)
         except NotFoundError as exc:
             await self._threads.run(self._refuse_file, exc)
             return None
@@ -291,6 +295,7 @@ class Download:
     async def _directory(self) -> AsyncIterator[tuple[Directory | None, _Local]]:
         """The target directory, if it exists, and what is in it."""
         async with AsyncExitStack() as stack:
+            stack.enter_context(_of_target())
             opening = Directory.open(self._request.local, "rolling", self._threads)
             directory: Directory | None
             try:
@@ -447,3 +452,14 @@ class Download:
 
 def _new(entry: FileEntry) -> NewFile:
     return NewFile(entry.path, entry.size_bytes, entry.mode, entry.mtime_ns)
+
+
+@contextmanager
+def _of_target() -> Iterator[None]:
+    """What fails in the block does so at the target: whoever gives the commit is not to blame."""
+    try:
+        yield
+    except AsyncSyncError as exc:
+        for one in (exc, *(exc.failures if isinstance(exc, TransferError) else ())):
+            one.side = "target"
+        raise

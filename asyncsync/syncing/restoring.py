@@ -102,7 +102,7 @@ class Restore:
 
 
 def _is_damage(error: AsyncSyncError) -> bool:
-    """Whether nothing else was in the way than damaged files, one or several."""
+    """Whether it is the commit that is damaged, in one file or several, and nothing else."""
     if isinstance(error, TransferError):
         return all(map(_is_damage, error.failures))
-    return isinstance(error, IntegrityError)
+    return isinstance(error, IntegrityError) and error.side != "target"

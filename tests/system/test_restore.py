@@ -295,6 +295,21 @@ async def test_a_damaged_step_that_was_asked_for_has_no_substitute(
     assert not back.exists()
 
 
+@pytest.mark.parametrize("fallback", [False, True])
+async def test_a_damaged_manifest_where_it_is_restored_to_is_not_called_one_of_the_commit(
+    tmp_path: Path, store: Path, back: Path, fallback: bool
+) -> None:
+    await _three(tmp_path, store)
+    await asyncsync.restore(store, back)
+    (back / MANIFEST).write_bytes(b"x")
+    events = Events()
+    with pytest.raises(IntegrityError, match=f"^{back}: not a manifest") as caught:
+        await asyncsync.restore(store, back, fallback=fallback, observe=events)
+
+    assert caught.value.side == "target"
+    assert events.of(FellBack) == []
+
+
 # ---------------------------------------------------------------- many of them
 
 
