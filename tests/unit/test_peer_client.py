@@ -342,6 +342,19 @@ async def test_a_head_that_says_nothing_or_hardly_anything_is_given_up(
             await client.fails(StalledError, "hardly anything", client.store.read_header("tree"))
 
 
+async def test_the_end_of_a_session_is_said_once_more_when_the_connection_breaks(
+    monkeypatch: Patch,
+) -> None:
+    def script(asked: Asked) -> bytes | None:
+        return reply(asked) if len(client.head.asked) > 1 else None
+
+    async with serving(script, monkeypatch) as client:
+        way = client.store._link
+        await way.end("leave", m.Leave(keep=True), what="leave", session=SESSION)
+
+    assert [asked.body for asked in client.head.asked] == [m.encode(m.Leave(keep=True))] * 2
+
+
 # -- tokens
 
 
