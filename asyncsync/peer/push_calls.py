@@ -259,30 +259,21 @@ async def write(head: Head, call: Call) -> Answer:
         if length != (size if extents is None else sum(end - at for at, end in extents)):
             raise FormatError("a part of another length than it has in the plan")
         async with call.queue.memory.borrow(size), head.memory.buffer(size) as buffer:
-            if extents is None:
-                await head.bodies.fill(call.request, buffer)
-            else:
-                await _fill_extents(head, call, buffer, extents)
+            await head.bodies.fill(call.request, buffer[size - length :])
+            if extents is not None:
+                await head.threads.run(_spread, buffer, length, extents)
             async with head.hashing.borrow():
                 found = await head.threads.run(digest, buffer)
             found = await push.write(call.blob, offset, Block(buffer, extents), found)
     return Answer(m.encode([found]), headers={m.OFFSET: str(offset + size)})
 
 
-async def _fill_extents(
-    head: Head, call: Call, buffer: memoryview, extents: Sequence[tuple[int, int]]
-) -> None:
-    body = memoryview(bytearray(sum(end - start for start, end in extents)))
-    await head.bodies.fill(call.request, body)
-    await head.threads.run(_spread, body, buffer, extents)
-
-
-def _spread(body: memoryview, buffer: memoryview, extents: Iterable[tuple[int, int]]) -> None:
-    """Put what was sent in its place, and zeros around it."""
-    at = filled = 0
-    for start, end in extents:
+def _spread(buffer: memoryview, length: int, extents: Iterable[tuple[int, int]]) -> None:
+    """Put what was sent, at the end of `buffer`, in its place, and zeros around it."""
+    at, filled = len(buffer) - length, 0
+    for start, end in extents:  # whose place is never behind where they are
+        buffer[start:end] = buffer[at : at + end - start]
         buffer[filled:start] = bytes(start - filled)
-        buffer[start:end] = body[at : at + end - start]
         at, filled = at + end - start, end
     buffer[filled:] = bytes(len(buffer) - filled)
 

@@ -18,6 +18,7 @@ from multidict import CIMultiDict
 
 from asyncsync.errors import FormatError, RefusedError, StalledError, TransientError
 from asyncsync.peer.bodies import Bodies, length_of, split_lines
+from asyncsync.peer.push_calls import _spread
 from asyncsync.testing import FakeClock, settle
 from asyncsync.units import KIB
 
@@ -183,3 +184,24 @@ async def test_a_body_that_nobody_wants_is_taken_in_up_to_a_chunk() -> None:
         sender.content.feed_eof()
         await bodies.drop(sender.request, 30)
         assert sender.content.read_nowait() == left
+
+
+@given(st.lists(st.integers(0, 40), max_size=12, unique=True), st.integers(0, 9))
+def test_what_is_between_holes_comes_to_its_place_without_another_buffer(
+    cuts: list[int], more: int
+) -> None:
+    ends = iter(sorted(cuts)[: len(cuts) // 2 * 2])
+    extents = list(zip(ends, ends, strict=True))
+    length = sum(end - start for start, end in extents)
+    sent = bytes(range(1, length + 1))
+    whole = bytearray(max(cuts, default=0) + more)
+    buffer = memoryview(bytearray(b"x" * len(whole)))
+    buffer[len(whole) - length :] = sent
+    at = 0
+    for start, end in extents:
+        whole[start:end] = sent[at : at + end - start]
+        at += end - start
+
+    _spread(buffer, length, extents)
+
+    assert buffer == whole
