@@ -346,7 +346,7 @@ class Book:
             return
         if not target.waiting:
             for tree in target.trees:
-                if tree.changed_at < inf and not tree.timed and not target.busy:
+                if tree.changed_at < inf and not target.busy:
                     self._consider(tree, now)
         elif target.waiting[0].not_before > now:
             self._wake_at(target.waiting[0].not_before, target.waiting[0])

@@ -464,6 +464,25 @@ async def test_a_syncer_that_does_not_end_blocks_its_target_and_nothing_else(
         await stage.drive((await stage.save(scheduler, "a", "c")).durable())
 
 
+async def test_a_drain_ends_when_several_versions_stand_behind_a_syncer_that_does_not(
+    stage: Stage,
+) -> None:
+    release = anyio.Event()
+    stage.syncer.acts["x://a/c"] = deaf_until(release)
+    config = SyncConfig(sync_period=PERIOD, sync_timeout=10)
+    async with stage.open(config=config) as scheduler:
+        await stage.save(scheduler, "a", "c")
+        await stage.clock.advance(21)
+        later = [await stage.save(scheduler, "a", "c", step=step) for step in (1, 2)]
+        with pytest.raises(DrainError, match="does not end") as caught:
+            await stage.drive(scheduler.drain())
+        release.set()
+        await settle()
+
+        assert [ticket.done for ticket in later] == [True, True]
+        assert [one.step for one in caught.value.report.lost] == [2]  # the newest
+
+
 # -- overlap
 
 
@@ -587,11 +606,19 @@ async def test_an_exception_stops_what_runs_and_is_not_hidden(stage: Stage, acts
 
 async def test_cancelled_while_it_drains_it_stops_what_runs(stage: Stage) -> None:
     stage.syncer.acts["x://a/c"] = forever(stage.clock)
-    scheduler = stage.make()
-    with anyio.move_on_after(0.3) as scope:
+    scheduler, scope = stage.make(), anyio.CancelScope()
+
+    async def cancel() -> None:
+        await stage.until(lambda: scheduler._leaving)
+        await settle()
+        scope.cancel()
+
+    cancelling = asyncio.create_task(cancel())
+    with scope:
         async with scheduler:
             stage.add(scheduler, "a")
             ticket = await stage.save(scheduler, "a", "c")
+    await cancelling
 
     assert scope.cancelled_caught
     assert stage.syncer.writing == []

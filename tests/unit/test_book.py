@@ -84,6 +84,19 @@ def test_a_tree_rests_after_a_failure_also_where_the_period_is_endless() -> None
     assert book.next_at() == inf
 
 
+def test_a_tree_rests_as_long_as_its_last_failure_says() -> None:
+    book, (tree, *_) = make()
+    book.report(tree, 0.0)
+    (first,) = book.starts(0.0)
+    book.failed(first, 0.0, again=False, wait_s=300.0)
+    book.ask(book.job_of(tree, Urgency.FORCED), 10.0)
+    (second,) = book.starts(10.0)
+    book.failed(second, 10.0, again=False)
+
+    assert book.next_at() == 12.0
+    assert [job.tree for job in book.starts(12.0)] == [tree]
+
+
 def test_what_was_not_reported_is_not_synced_again() -> None:
     book, (tree, *_) = make()
     book.report(tree, 0.0)
