@@ -34,7 +34,8 @@ def split_batch(body: memoryview, sizes: Sequence[int]) -> Batch:
         sizes: of all blobs of the plan, by number.
 
     Raises:
-        FormatError: it is not as long as it should be, or names blobs that are not known.
+        FormatError: it is not as long as it should be, or names blobs that are not known, or are
+            longer than a chunk.
     """
     count = int.from_bytes(body[:_COUNT_BYTES], "big")
     start = _COUNT_BYTES * (count + 1)
@@ -43,6 +44,8 @@ def split_batch(body: memoryview, sizes: Sequence[int]) -> Batch:
     blobs = [int.from_bytes(body[at : at + 4], "big") for at in range(4, start, _COUNT_BYTES)]
     if any(blob >= len(sizes) for blob in blobs) or len(set(blobs)) < count:
         raise FormatError("a batch with a blob that is not in its plan, or is in it twice")
+    if any(sizes[blob] > CHUNK_BYTES for blob in blobs):  # one digest would stand for several
+        raise FormatError("a batch with a file of more than one chunk")
     data = list[memoryview]()
     for blob in blobs:
         data.append(body[start : start + sizes[blob]])

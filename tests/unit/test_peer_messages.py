@@ -131,6 +131,14 @@ def test_a_batch_that_is_none_is_refused(body: bytes) -> None:
         split_batch(memoryview(body), [2, 3])
 
 
+def test_a_file_in_a_batch_is_one_chunk_at_most() -> None:
+    body = memoryview(join_batch([0]) + bytes(CHUNK_BYTES + 1))
+
+    assert len(split_batch(body[:-1], [CHUNK_BYTES]).data[0]) == CHUNK_BYTES
+    with pytest.raises(FormatError, match="more than one chunk"):
+        split_batch(body, [CHUNK_BYTES + 1])
+
+
 @given(st.binary(max_size=40))
 def test_garbage_is_a_batch_or_refused(body: bytes) -> None:
     try:
