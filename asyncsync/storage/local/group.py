@@ -308,6 +308,8 @@ def gather(root: Root, tree: str, intent: Intent, confirm: Callable[[], Durabili
             return Gathering(durability=confirm())
         ranks = home.ranks().keys() if there else set[int]()
         if missing := tuple(rank for rank in range(group.size) if rank not in ranks):
+            if _is_committed(place, group):  # meanwhile; and whoever commits removes the parts
+                return Gathering(durability=confirm())
             home.show_life()
             return Gathering(missing=missing)
         try:
