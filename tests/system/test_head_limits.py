@@ -737,8 +737,9 @@ async def test_who_begins_again_at_once_needs_no_room_for_two(
         assert [answer.status for answer in found] == [200, 200]
 
 
-async def test_who_has_hung_up_takes_over_from_nobody(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("again", [True, False])
+async def test_who_has_hung_up_begins_nothing_and_takes_over_from_nobody(
+    make: Make, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     look, looks, ready = Space.room, list[int](), anyio.Event()
 
@@ -750,8 +751,12 @@ async def test_who_has_hung_up_takes_over_from_nobody(
         looks.append(2)
         return found
 
+    async def hellos() -> None:
+        for _ in range(2):
+            assert (await place.told("hello")).status == 200
+
     monkeypatch.setattr(Space, "room", first_waits)
-    async with make() as place:
+    async with make(max_sessions_per_token=1) as place:
         route = m.ROUTES["begin"]
         body = b"".join(m.lines_of([m.Begin(tree="exp", attempt="0" * 32)]))
         async with place.line() as line:
@@ -759,13 +764,14 @@ async def test_who_has_hung_up_takes_over_from_nobody(
             with anyio.fail_after(10):
                 while not looks:
                     await anyio.lowlevel.checkpoint()
-        session = session_of(await place.begin("exp"))
+        await hellos()
+        session = session_of(await place.begin("exp")) if again else ""
         ready.set()
-        while looks.count(2) < 2:
+        while looks.count(2) < 1 + again:
             await anyio.lowlevel.checkpoint()
-        for _ in range(2):
-            assert (await place.told("hello")).status == 200
+        await hellos()
 
+        session = session or session_of(await place.begin("other"))
         text = b"".join(encode(make_manifest({})))
         assert (await place.told("commit", text, session=session)).status == 200
 

@@ -240,6 +240,7 @@ async def test_a_failure_that_passes_is_met_with_growing_pauses(place: Place) ->
             assert (await place.notes())["t"].failure == f"away {number}"
             await place.clock.advance(event.wait_s)
         await place.idle(forwarding)
+        assert not forwarding._agenda.has_failed("t")
 
     waits = [event.wait_s for event in place.heard if isinstance(event, NotForwarded)]
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]
