@@ -63,6 +63,7 @@ __all__ = [
     "os_errors",
     "quote",
     "quote_some",
+    "sided",
 ]
 
 Side = Literal["source", "target"]
@@ -307,6 +308,17 @@ def os_errors(side: Side, where: str) -> Iterator[None]:
         advice = f"; {_ADVICE[code]}" if code in _ADVICE else ""
         kind = _BY_ERRNO.get(code, PermanentError)
         raise kind(f"{side} {quote(where)}: {reason}{advice}", side=side) from exc
+
+
+@contextmanager
+def sided(side: Side) -> Iterator[None]:
+    """Errors of ours that the block raises are of that end, whatever they say."""
+    try:
+        yield
+    except AsyncSyncError as exc:
+        for one in (exc, *(exc.failures if isinstance(exc, TransferError) else ())):
+            one.side = side
+        raise
 
 
 def quote(name: str) -> str:

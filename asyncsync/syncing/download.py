@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from ..digest import chunk_count
 from ..errors import (
-    AsyncSyncError,
     ClashError,
     ConfigError,
     IntegrityError,
     NotCommittedError,
     NotFoundError,
-    TransferError,
     quote,
     quote_some,
+    sided,
 )
 from ..events import Committed, Planned, Skipped, ignore
 from ..location import Location
@@ -165,7 +164,7 @@ class Download:
         """Put into place what an earlier restore had committed when it was interrupted."""
         if not await self._threads.run(os.path.lexists, f"{self._request.local}/{NEXT}"):
             return
-        with _of_target():
+        with sided("target"):
             there = await self._target.read_header(self._target_tree)
             intent = Intent(attempt=new_attempt(), expect=there.identity, in_place=True)
             async with self._target.begin(self._target_tree, intent):
@@ -226,7 +225,7 @@ class Download:
     async def _previous(self, whole: Manifest) -> Manifest | None:
         """What an earlier restore put into the directory."""
         try:
-            with _of_target():
+            with sided("target"):
                 previous = await self._target.read_manifest(self._target_tree)
         except NotFoundError as exc:
             await self._threads.run(self._refuse_file, exc)
@@ -295,15 +294,13 @@ class Download:
     async def _directory(self) -> AsyncIterator[tuple[Directory | None, _Local]]:
         """The target directory, if it exists, and what is in it."""
         async with AsyncExitStack() as stack:
-            stack.enter_context(_of_target())
+            stack.enter_context(sided("target"))
             opening = Directory.open(self._request.local, "rolling", self._threads)
-            directory: Directory | None
-            try:
-                directory = await stack.enter_async_context(opening)
-                found = _Local.of(await directory.scan(Selection()))
-            except NotFoundError:
-                directory, found = None, _Local({}, LocalTree())
-            yield directory, found
+            held: tuple[Directory | None, _Local] = None, _Local({}, LocalTree())
+            with suppress(NotFoundError):
+                one = await stack.enter_async_context(opening)
+                held = one, _Local.of(await one.scan(Selection()))
+            yield held
 
     async def _decide_raw(self) -> _Decided:
         takes = self._request.selection.takes
@@ -338,13 +335,11 @@ class Download:
         manifest = self._local_manifest(decided.whole, decided.wanted)
         there = decided.previous.identity if decided.previous else None
         if there == manifest.identity and decided.complete:
-            durability = await self._target.confirm(self._target_tree)
-            return self._receipt(manifest, decided, durability)
-        where = quote(str(self._request.remote))
+            return self._receipt(manifest, decided, await self._target.confirm(self._target_tree))
         async with self._begin(decided, keep=True) as writer:
             arrived = await self._recall(decided, writer)
             async with self._store.open(self._tree, decided.whole) as reader:
-                source = CommittedSource(reader, where)
+                source = CommittedSource(reader, quote(str(self._request.remote)))
                 await self._engine.send(
                     decided.plan.fetch, source, writer, self._tally, arrived=arrived
                 )
@@ -452,14 +447,3 @@ class Download:
 
 def _new(entry: FileEntry) -> NewFile:
     return NewFile(entry.path, entry.size_bytes, entry.mode, entry.mtime_ns)
-
-
-@contextmanager
-def _of_target() -> Iterator[None]:
-    """What fails in the block does so at the target: whoever gives the commit is not to blame."""
-    try:
-        yield
-    except AsyncSyncError as exc:
-        for one in (exc, *(exc.failures if isinstance(exc, TransferError) else ())):
-            one.side = "target"
-        raise

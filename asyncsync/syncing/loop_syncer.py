@@ -351,11 +351,9 @@ class LoopSyncer:
             request = DownloadRequest.of(commit.location, local_dir, exclude, include, False)
             return await self._fetch(request, Share(**turns) if turns else None, observe, patient)
 
-        async def restore() -> Receipt:
-            one = Restore(remote, places, self._find, fetch, observe)
-            return await one.run(step, fallback=fallback)
-
-        return await self._bounded("restore", remote, restore, observe)
+        one = Restore(remote, places, self._find, fetch, observe)
+        work = partial(one.run, step, fallback=fallback)
+        return await self._bounded("restore", remote, work, observe)
 
     async def probe(self, remote_dir: Path) -> ProbeReport:
         remote = Location.parse(remote_dir)

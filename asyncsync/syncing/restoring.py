@@ -20,7 +20,7 @@ _LOOK_S = 20.0  # a place that may have a copy is worth so much time, and no mor
 
 
 class Restore:
-    """One restore. `run` may be called once.
+    """One restore.
 
     Args:
         remote: where commits are kept: it has to answer.
