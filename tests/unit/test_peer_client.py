@@ -36,6 +36,7 @@ from asyncsync.storage.peer import link
 from asyncsync.storage.peer.credentials import find_access, joined_file
 from asyncsync.storage.peer.link import Link
 from asyncsync.storage.peer.store import PeerTrees, open_joined
+from asyncsync.storage.peer.values import batches
 from asyncsync.testing import FakeClock
 from asyncsync.testing.values import make_manifest
 from asyncsync.wire import messages as m
@@ -353,6 +354,13 @@ async def test_the_end_of_a_session_is_said_once_more_when_the_connection_breaks
         await way.end("leave", m.Leave(keep=True), what="leave", session=SESSION)
 
     assert [asked.body for asked in client.head.asked] == [m.encode(m.Leave(keep=True))] * 2
+
+
+def test_a_request_carries_so_many_files_and_bytes_and_no_more() -> None:
+    tiny, large = [1] * 2500, [5 << 20, 9 << 20, 1, 7 << 20]
+
+    assert [len(some) for some in batches(tiny, lambda size: size)] == [1024, 1024, 452]
+    assert [len(some) for some in batches(large, lambda size: size)] == [1, 1, 2]
 
 
 # -- tokens
