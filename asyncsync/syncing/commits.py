@@ -11,6 +11,7 @@ from ..errors import (
     CorruptedError,
     IntegrityError,
     NotFoundError,
+    RefusedError,
     quote,
     quote_some,
 )
@@ -142,6 +143,8 @@ async def find_commits(store: TreeStore, location: Location, tree: str) -> list[
 async def read_commit(store: TreeStore, location: Location, tree: str, found: str) -> Commit | None:
     """The commit at the tree `found`, by its header; a damaged one says so.
 
+    So does one with a name by which its store cannot be asked for it.
+
     Args:
         location, tree: from where it was found, as a location and in the store.
 
@@ -154,7 +157,7 @@ async def read_commit(store: TreeStore, location: Location, tree: str, found: st
         return Commit.of(place, await store.read_header(found))
     except CorruptedError:  # on the way, not in the store
         raise
-    except IntegrityError as exc:
+    except (IntegrityError, RefusedError) as exc:
         return Commit(
             location=str(place), name=place.name, step=step_of(place.name), damaged=str(exc)
         )

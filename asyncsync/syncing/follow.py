@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from ..errors import BusyError, IntegrityError, NotCommittedError, NotFoundError
+from ..errors import BusyError, IntegrityError, NotCommittedError, NotFoundError, RefusedError
 from ..storage import Glance, TreeStore
 from .commits import Commit
 from .newest import Look
@@ -175,7 +175,7 @@ async def _state(store: TreeStore, tree: str) -> State:
     """What a name holds. What cannot be read is asked for again, as is what is not there yet."""
     try:
         await store.read_header(tree)
-    except NotCommittedError:
+    except (NotCommittedError, RefusedError):  # not ours; or none that can be asked for
         return "foreign"
     except (NotFoundError, BusyError, IntegrityError):
         return "begun"

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -17,7 +18,8 @@ from anyio import to_thread
 import asyncsync
 from asyncsync import SyncConfig
 from asyncsync.clock import SystemClock
-from asyncsync.errors import NotFoundError
+from asyncsync.errors import IntegrityError, NotFoundError
+from asyncsync.location import Location
 from asyncsync.scheduling import Notice, Synced, SyncScheduler
 from asyncsync.storage.behaviours import Rate
 
@@ -114,6 +116,45 @@ async def test_one_shots_follow_and_clean_know_heads(place: PeerPlace) -> None:
     assert await place.restored() == place.files
     assert report.ok
     assert cleaned == []
+
+
+@pytest.mark.parametrize("name", ["ckpt 9", "ckpt\udcff9"])
+async def test_a_commit_that_no_head_can_be_asked_for_is_named_and_hides_no_other(
+    place: PeerPlace, name: str
+) -> None:
+    """Who writes below the root of a head past the head may give it any name."""
+    await asyncsync.sync_up(place.source, f"{place.location}/ckpt_1")
+    await asyncsync.sync_up(place.source, _on_disk(place) / name)
+    listed = [(one.step, one.damaged) async for one in asyncsync.commits(place.location)]
+    with pytest.raises(IntegrityError, match=r"choose another name; the next older .*ckpt_1"):
+        await asyncsync.restore(place.location, place.tmp_path / "restored")
+    await asyncsync.restore(place.location, place.tmp_path / "restored", fallback=True)
+
+    assert listed[0][1] is not None
+    assert "choose another name" in listed[0][1]
+    assert [listed[0][0], listed[1]] == [9, (1, None)]
+    assert await place.restored() == place.files
+
+
+async def test_a_directory_that_no_head_can_be_asked_for_does_not_end_following(
+    place: PeerPlace,
+) -> None:
+    await to_thread.run_sync(partial(make, _on_disk(place) / "my notes", {"n": b"1"}))
+    await asyncsync.sync_up(place.source, f"{place.location}/ckpt_1")
+    seen = list[int | None]()
+    with anyio.fail_after(20):
+        async with aclosing(asyncsync.follow(place.location, period_s=0.01)) as following:
+            async for commit in following:
+                seen.append(commit.step)
+                if len(seen) == 4:
+                    break
+                await asyncsync.sync_up(place.source, f"{place.location}/ckpt_{len(seen) + 1}")
+
+    assert seen == [1, 2, 3, 4]
+
+
+def _on_disk(place: PeerPlace) -> Path:
+    return place.root / Location.parse(place.location).path
 
 
 async def test_the_command_line_speaks_to_heads(place: PeerPlace) -> None:
