@@ -111,6 +111,22 @@ async def test_what_another_drain_gave_up_is_not_done_either(stage: Stage) -> No
     assert [one.target for one in told[1].lost] == ["x://a"]
 
 
+async def test_without_a_deadline_a_checkpoint_that_another_drain_gave_up_is_an_error(
+    stage: Stage,
+) -> None:
+    stage.syncer.acts = {"x://a/c": forever(stage.clock)}
+    async with stage.open() as scheduler:
+        await stage.save(scheduler, "a", "c")
+        both = asyncio.gather(
+            scheduler.drain(), scheduler.drain(deadline_s=1), return_exceptions=True
+        )
+        without, with_one = await stage.drive(both)
+
+    assert isinstance(without, DrainError)
+    assert isinstance(with_one, DrainReport)
+    assert [type(one.error) for one in without.report.lost] == [LateError]
+
+
 def test_what_was_told_is_not_told_again_and_is_no_reason_for_what_comes_later() -> None:
     ledger = Ledger()
     job = Job(trial="a", source="s", target="t", urgency=Urgency.FORCED)
@@ -350,6 +366,7 @@ async def test_a_drain_with_a_deadline_does_not_wait_for_a_disk_that_does_not_an
         await stage.drive(asyncio.gather(saving, draining, return_exceptions=True))
 
     assert done
+    assert not stage.syncer.at("x://a/c1")  # it was given up
 
 
 async def test_a_checkpoint_that_began_before_the_scheduler_is_left_is_saved(

@@ -277,6 +277,33 @@ async def test_completion_waits_for_a_checkpoint_that_is_being_looked_at(
         assert len(stage.syncer.at("x://a/c")) == 1
 
 
+async def test_completion_does_not_wait_for_what_comes_late_behind_a_syncer_that_does_not_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, go_on, release = threading.Event(), threading.Event(), anyio.Event()
+
+    def slow(*_: object) -> None:
+        looks.set()
+        assert go_on.wait(10)
+
+    stage.syncer.acts["x://a/c"] = deaf_until(release)
+    async with stage.open(config=SyncConfig(sync_period=PERIOD, sync_timeout=10)) as scheduler:
+        await stage.save(scheduler, "a", "c")
+        await stage.clock.advance(21)
+        monkeypatch.setattr("asyncsync.scheduling.checks.check_apart", slow)
+        saving = asyncio.create_task(scheduler.checkpoint("a", stage.checkpoint_dir("a", "c")))
+        await stage.until(looks.is_set)
+        completing = asyncio.create_task(scheduler.complete("a"))
+        await stage.clock.advance(5)
+        assert not completing.done()
+        go_on.set()
+        with pytest.raises(TransientError, match="does not end"):
+            await stage.drive(completing)
+        assert (await saving).done
+        release.set()
+        await settle()
+
+
 async def test_who_is_being_left_syncs_nothing_that_might_be_needed(stage: Stage) -> None:
     async with stage.open("a", "b") as scheduler:
         scheduler.report("a")
