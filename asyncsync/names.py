@@ -73,6 +73,7 @@ _COMMIT_FILES = LAST_FILES | {
 }
 
 _RESERVED = ".asyncsync"
+_ATTEMPT = re.compile(r"[0-9a-f]{32}")
 _HOLDER = re.compile(
     r"\.(?P<name>.*)\.asyncsync-(?P<kind>tmp|trash|snap|group)-[0-9a-f]{32}", re.DOTALL
 )
@@ -94,7 +95,12 @@ def holder_name(name: str, kind: str, attempt: str) -> str:
 
     `name` may be empty: the holder then lies inside the tree itself. A long name is cut to what
     a directory entry can hold; a digest then tells it from others that begin alike.
+
+    Raises:
+        ValueError: `attempt` is none, and might lead somewhere else.
     """
+    if _ATTEMPT.fullmatch(attempt) is None:
+        raise ValueError(f"an attempt is 32 hexadecimal digits, not {attempt!r}")
     if not name:
         return f".asyncsync-{kind}-{attempt}"
     raw = os.fsencode(name)

@@ -328,3 +328,10 @@ def test_an_attempt_is_32_hexadecimal_digits_and_never_the_same() -> None:
 )
 def test_the_commit_files_of_frameworks_are_known(path: str, last: bool) -> None:
     assert is_commit_file(path) is last
+
+
+@pytest.mark.parametrize("attempt", ["", "a" * 31, "A" * 32, "/../../x", "a" * 32 + "\n"])
+def test_nothing_is_named_by_what_is_no_attempt(attempt: str) -> None:
+    for name in ("", "ckpt"):
+        with pytest.raises(ValueError, match="32 hexadecimal digits"):
+            holder_name(name, "tmp", attempt)
