@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import NamedTuple
 
 import msgspec
@@ -12,7 +13,7 @@ from ..storage import Block, NewFile
 from ..storage.local import data_extents, read_at, zeros
 from ..units import KIB
 
-__all__ = ["Moving", "Piece", "SourceFile", "Stamp", "is_sparse", "read_piece"]
+__all__ = ["Moving", "Piece", "SourceFile", "Stamp", "is_sparse", "read_piece", "stamp_of"]
 
 
 _CACHED_BYTES = 256 * KIB  # what was just read is hashed while it is in the processor's cache
@@ -46,6 +47,19 @@ class SourceFile(msgspec.Struct, frozen=True, gc=False):
     @property
     def new(self) -> NewFile:
         return NewFile(self.path, self.size_bytes, self.mode, self.mtime_ns)
+
+
+def stamp_of(found: os.stat_result) -> Stamp:
+    """What the stamp of a file is while its status is that; of no regular file, none is like it."""
+    mode = stat.S_IMODE(found.st_mode) & 0o777
+    return (
+        found.st_size,
+        mode if stat.S_ISREG(found.st_mode) else -1,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
+        found.st_dev,
+        found.st_ino,
+    )
 
 
 class Piece(NamedTuple):

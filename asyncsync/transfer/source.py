@@ -28,10 +28,11 @@ from ..errors import (
     quote_some,
 )
 from ..manifest import DirectoryEntry, Kind
+from ..mounts import network_of
 from ..names import MANIFEST, MAX_DEPTH, check_path, is_ours, sort_key
 from ..patterns import Selection
 from ..storage.local import open_beneath
-from .pieces import Moving, Piece, SourceFile, Stamp, is_sparse, read_piece
+from .pieces import Moving, Piece, SourceFile, Stamp, is_sparse, read_piece, stamp_of
 
 __all__ = ["Directory", "Links", "Scan"]
 
@@ -75,11 +76,13 @@ class Directory:
         path: absolute; what messages call it.
         kind: `rolling` tolerates links and growing files, `sealed` tolerates neither.
         ctimes: whether another time of its last status change makes a file another version.
+        network: whether others may write to it from elsewhere: what they have written is certain
+            to be seen by whoever opens a file, and not by whoever has it open.
     """
 
     def __init__(self, fd: int, path: str, kind: Kind, links: Links, threads: Threads) -> None:
         self.path, self.kind, self.links = path, kind, links
-        self.ctimes, self._place = True, path
+        self.ctimes, self.network, self._place = True, False, path
         self._fd, self._threads = fd, threads
 
     @classmethod
@@ -110,6 +113,7 @@ class Directory:
             await threads.run(lambda: fds.append(_open_directory(place, path)))
             directory = cls(fds[0], path, kind, links, threads)
             directory.ctimes, directory._place = ctimes, place
+            directory.network = bool(await threads.run(network_of, place))
             yield directory
         finally:
             for fd in fds:
@@ -195,7 +199,7 @@ class Directory:
 
     def stamp(self, found: os.stat_result) -> Stamp:
         """What two versions of a file differ in, in the order of a SourceFile."""
-        stamp = _stamp(found)
+        stamp = stamp_of(found)
         return stamp if self.ctimes else (*stamp[:3], 0, *stamp[4:])
 
     @contextmanager
@@ -239,13 +243,14 @@ class Directory:
         return found
 
     def _read_confirmed(self, file: SourceFile) -> Piece:
-        """A file of one chunk, which need not be opened again to be confirmed."""
+        """A file of one chunk, which mostly need not be opened again to be confirmed."""
         with self.opened(file) as (fd, found):
             piece = read_piece(fd, file, 0, file.size_bytes, None, sparse=is_sparse(found))
-            if self.is_version(file, fd):
-                return piece
-        piece = self._read(file, 0)
-        self._confirm(file, [piece.digest])
+            same = self.is_version(file, fd)
+        if not same:
+            piece = self._read(file, 0)
+        if self.network or not same:
+            self._confirm(file, [piece.digest])
         return piece
 
     def _read(self, file: SourceFile, number: int, into: memoryview | None = None) -> Piece:
@@ -289,18 +294,6 @@ def _open_directory(place: str, path: str) -> int:
     except OSError:
         with os_errors("source", path):
             raise
-
-
-def _stamp(found: os.stat_result) -> Stamp:
-    mode = stat.S_IMODE(found.st_mode) & 0o777
-    return (
-        found.st_size,
-        mode if stat.S_ISREG(found.st_mode) else -1,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
-        found.st_dev,
-        found.st_ino,
-    )
 
 
 def _drain(entries: Iterator[None]) -> bool:

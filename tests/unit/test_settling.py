@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 
-from asyncsync.watching.hints import is_network
+from asyncsync.mounts import is_network
 from asyncsync.watching.looks import Seen
 from asyncsync.watching.settling import Ready, Settling
 

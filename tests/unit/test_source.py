@@ -454,6 +454,32 @@ async def test_a_small_file_that_changes_while_it_is_read_is_moving(
     assert isinstance((await sealed.read_many([file]))[0], Moving)
 
 
+@pytest.mark.parametrize(("kind", "opens"), [("", 1), ("nfs4", 2)])
+async def test_where_others_write_from_elsewhere_a_small_file_is_opened_again(
+    tree: Path, opening: Opener, monkeypatch: pytest.MonkeyPatch, kind: str, opens: int
+) -> None:
+    """Only who opens a file on NFS is certain to see what another machine has written."""
+    monkeypatch.setattr(source, "network_of", lambda path: kind)
+    opened, read = list[str](), list[str]()
+
+    def spy(directory: int, path: str, flags: int, **options: bool) -> int:
+        opened.append(path)
+        return fs.open_beneath(directory, path, flags, **options)
+
+    def counted(fd: int, file: SourceFile, *args: Any, **more: Any) -> Piece:
+        read.append(file.path)
+        return pieces.read_piece(fd, file, *args, **more)
+
+    async with opening(tree) as directory:
+        file = await _seen(directory, "d/b")
+        monkeypatch.setattr(source, "open_beneath", spy)
+        monkeypatch.setattr(source, "read_piece", counted)
+        (piece,) = await directory.read_many([file])
+
+    assert isinstance(piece, Piece)
+    assert (opened, read) == (["d/b"] * opens, ["d/b"])
+
+
 async def test_a_small_log_that_grows_while_it_is_read_is_what_the_walk_saw(
     tree: Path, growing: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
