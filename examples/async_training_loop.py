@@ -53,6 +53,8 @@ async def main(store: str, work: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     with TemporaryDirectory() as work:
         location = sys.argv[1]
         if "://" not in location:

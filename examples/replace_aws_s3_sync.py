@@ -35,5 +35,7 @@ async def main(store: str, work: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     with TemporaryDirectory() as work:
         asyncio.run(main(sys.argv[1], Path(work)))

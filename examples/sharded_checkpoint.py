@@ -74,6 +74,8 @@ async def launch(store: str, work: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     if len(sys.argv) == 2:
         Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as work:

@@ -14,10 +14,10 @@ from ..servers import Server
 ROOT = Path(__file__).parents[2]
 
 
-def run(name: str, *arguments: str, **environ: str) -> str:
-    """What an example prints, as a program of its own."""
+def start(name: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run an example as a program of its own."""
     path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
         env={**os.environ, **environ, "PYTHONPATH": path},
         capture_output=True,
@@ -25,9 +25,23 @@ def run(name: str, *arguments: str, **environ: str) -> str:
         check=False,
         timeout=60,
     )
+
+
+def run(name: str, *arguments: str, **environ: str) -> str:
+    """What an example prints."""
+    done = start(name, *arguments, **environ)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
+
+
+@pytest.mark.parametrize("example", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.name)
+def test_without_arguments_an_example_says_how_it_is_called(example: Path) -> None:
+    done = start(example.name)
+
+    assert done.returncode != 0
+    assert example.name in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_checkpoints_are_saved_from_a_training_loop(tmp_path: Path) -> None:
