@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+import pytest
 
 from asyncsync import SyncConfig
 from asyncsync.scheduling import Feed, Notice, SyncScheduler, Ticket
@@ -163,3 +165,18 @@ def failing(*errors: Exception | None) -> Callable[[], Awaitable[None]]:
             raise error
 
     return act
+
+
+def slow_looks(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """From now on, whether a checkpoint may be one is looked at until the second event.
+
+    The first one says that somebody looks.
+    """
+    looks, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        looks.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr("asyncsync.scheduling.checks.check_apart", slow)
+    return looks, go_on

@@ -14,10 +14,9 @@ from asyncsync.errors import DeadlineError, FormatError, IntegrityError, NotFoun
 from asyncsync.events import FellBack
 from asyncsync.manifest import Header, Manifest, encode
 from asyncsync.names import MANIFEST, new_attempt
-from asyncsync.storage.local import LocalTrees
 from asyncsync.syncing.download import Download
 
-from .trees import Events, content, disk, make
+from .trees import Events, content, disk, headers_only_together, make
 
 
 @pytest.fixture
@@ -319,17 +318,7 @@ async def test_the_headers_of_many_commits_are_asked_for_several_at_a_time(
 ) -> None:
     for step in range(8):
         await _commit(tmp_path, store / f"ckpt_{step}")
-    read, asked, all_asked = LocalTrees.read_header, 0, anyio.Event()
-
-    async def together(self: LocalTrees, tree: str) -> Header:
-        nonlocal asked
-        asked += 1
-        if asked == 8:
-            all_asked.set()
-        await all_asked.wait()
-        return await read(self, tree)
-
-    monkeypatch.setattr(LocalTrees, "read_header", together)
+    headers_only_together(monkeypatch, 8, of="ckpt_")
     with anyio.fail_after(10):
         if look == "commits":
             assert await _names(store) == [f"ckpt_{step}" for step in reversed(range(8))]

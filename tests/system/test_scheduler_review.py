@@ -30,7 +30,7 @@ from asyncsync.scheduling.reasons import LateError
 from asyncsync.scheduling.signals import until_signal
 from asyncsync.testing import settle
 
-from .stage import CONFIG, PERIOD, Stage, failing, forever
+from .stage import CONFIG, PERIOD, Stage, failing, forever, slow_looks
 
 
 @pytest.fixture
@@ -372,13 +372,7 @@ async def test_a_drain_with_a_deadline_does_not_wait_for_a_disk_that_does_not_an
 async def test_a_checkpoint_that_began_before_the_scheduler_is_left_is_saved(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, go_on = threading.Event(), threading.Event()
-
-    def slow(*_: object) -> None:
-        looks.set()
-        assert go_on.wait(10)
-
-    monkeypatch.setattr("asyncsync.scheduling.checks.check_apart", slow)
+    looks, go_on = slow_looks(monkeypatch)
     scheduler = await stage.make().__aenter__()
     stage.add(scheduler, "a")
     saving = asyncio.create_task(scheduler.checkpoint("a", stage.checkpoint_dir("a", "c1")))

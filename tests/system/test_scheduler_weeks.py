@@ -20,7 +20,7 @@ from asyncsync.scheduling.jobs import Job, Urgency
 from asyncsync.scheduling.ledger import Ledger
 from asyncsync.testing import settle
 
-from .stage import PERIOD, Stage, deaf_until, failing, forever
+from .stage import PERIOD, Stage, deaf_until, failing, forever, slow_looks
 
 E = TypeVar("E", bound=Exception)
 
@@ -257,13 +257,7 @@ async def test_completion_ends_when_the_scheduler_does_before_a_sync_has_begun(
 async def test_completion_waits_for_a_checkpoint_that_is_being_looked_at(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, go_on = threading.Event(), threading.Event()
-
-    def slow(*_: object) -> None:
-        looks.set()
-        assert go_on.wait(10)
-
-    monkeypatch.setattr("asyncsync.scheduling.checks.check_apart", slow)
+    looks, go_on = slow_looks(monkeypatch)
     async with stage.open() as scheduler:
         saving = asyncio.create_task(scheduler.checkpoint("a", stage.checkpoint_dir("a", "c")))
         await stage.until(looks.is_set)
@@ -280,17 +274,12 @@ async def test_completion_waits_for_a_checkpoint_that_is_being_looked_at(
 async def test_completion_does_not_wait_for_what_comes_late_behind_a_syncer_that_does_not_end(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, go_on, release = threading.Event(), threading.Event(), anyio.Event()
-
-    def slow(*_: object) -> None:
-        looks.set()
-        assert go_on.wait(10)
-
+    release = anyio.Event()
     stage.syncer.acts["x://a/c"] = deaf_until(release)
     async with stage.open(config=SyncConfig(sync_period=PERIOD, sync_timeout=10)) as scheduler:
         await stage.save(scheduler, "a", "c")
         await stage.clock.advance(21)
-        monkeypatch.setattr("asyncsync.scheduling.checks.check_apart", slow)
+        looks, go_on = slow_looks(monkeypatch)
         saving = asyncio.create_task(scheduler.checkpoint("a", stage.checkpoint_dir("a", "c")))
         await stage.until(looks.is_set)
         completing = asyncio.create_task(scheduler.complete("a"))

@@ -27,7 +27,7 @@ from asyncsync.errors import (
     RefusedError,
 )
 from asyncsync.events import Committed, Moved, Planned, Skipped, Started
-from asyncsync.manifest import Header, Kind, Manifest, decode
+from asyncsync.manifest import Kind, Manifest, decode
 from asyncsync.names import MANIFEST, new_attempt
 from asyncsync.storage import Durability, Intent
 from asyncsync.storage.committed.writer import CommittedWriter
@@ -36,7 +36,7 @@ from asyncsync.syncing import Receipt, StorageSyncer
 from asyncsync.testing import FakeClock
 from asyncsync.transfer import Directory, SourceFile
 
-from .trees import Events, content, disk, make, temporary, ticking
+from .trees import Events, content, disk, headers_only_together, make, temporary, ticking
 
 TREE: dict[str, bytes | None] = {
     "a": b"1",
@@ -635,18 +635,7 @@ async def test_commits_inside_are_looked_at_several_at_a_time(
         made = make(tmp_path / "made" / f"{step}", {"w": b"%d" % step})
         await asyncsync.sync_up(made, target / f"ckpt_{step}")
     make(trial, {"log": b"12"})
-    read, asked, all_asked = LocalTrees.read_header, 0, anyio.Event()
-
-    async def together(self: LocalTrees, tree: str) -> Header:
-        nonlocal asked
-        if "ckpt_" in tree:
-            asked += 1
-            if asked == 8:
-                all_asked.set()
-            await all_asked.wait()
-        return await read(self, tree)
-
-    monkeypatch.setattr(LocalTrees, "read_header", together)
+    headers_only_together(monkeypatch, 8, of="ckpt_")
     with anyio.fail_after(10):
         await asyncsync.sync_up(trial, target)
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
+import pytest
 
 from asyncsync.events import Event, Moved
+from asyncsync.manifest import Header
 from asyncsync.names import MANIFEST, is_ours
+from asyncsync.storage.local import LocalTrees
 from asyncsync.testing import FakeClock
 
 __all__ = ["Events", "content", "disk", "make", "temporary", "ticking"]
@@ -118,3 +121,18 @@ async def ticking(*, step_s: float = 0.05) -> AsyncIterator[FakeClock]:
             group.start_soon(tick)
             yield clock
             group.cancel_scope.cancel()
+
+
+def headers_only_together(monkeypatch: pytest.MonkeyPatch, count: int, *, of: str) -> None:
+    """Headers of trees with `of` in their names are read once `count` have been asked for."""
+    read, asked, all_asked = LocalTrees.read_header, list[str](), anyio.Event()
+
+    async def together(self: LocalTrees, tree: str) -> Header:
+        if of in tree:
+            asked.append(tree)
+            if len(asked) == count:
+                all_asked.set()
+            await all_asked.wait()
+        return await read(self, tree)
+
+    monkeypatch.setattr(LocalTrees, "read_header", together)
